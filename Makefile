@@ -1,0 +1,129 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Each sets up all that it needs first.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+.PHONY: help set-up demo test slow check format bench zip wheel corpora clean
+
+UV_VERSION := 0.13.9
+VENV := .venv
+STAMP := $(VENV)/.set-up
+# PYTHON=/path/to/python3.11 overrides the search; PART, NAMES and ARGS are for bench, corpora and the rest.
+PYTHON ?=
+PART ?=
+NAMES ?=
+ARGS ?=
+
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+export HF_HUB_OFFLINE ?= 1
+export UV_HTTP_TIMEOUT ?= 300
+export UV_PROJECT_ENVIRONMENT := $(VENV)
+export UV_PYTHON_DOWNLOADS := never
+# An activated environment must not decide what runs here.
+unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+set-up: ## install uv, the environment and Delta's jars; does nothing when they are there
+	@fail() { printf 'set-up: wanted %s\n        found  %s\n        fix    %s\n' "$$@" >&2; exit 1; }
+
+	java="$${JAVA_HOME:+$$JAVA_HOME/bin/}java"
+	java_line=$$("$$java" -version 2>&1 | grep ' version ') || java_line="no working $$java"
+	java_major=$$(sed -nE 's/.* version "([0-9]+).*/\1/p' <<<"$$java_line")
+	[ "$${java_major:-0}" -ge 17 ] ||
+	    fail "Java 17 or newer" "$$java_line" "apt-get install openjdk-17-jre-headless, or set JAVA_HOME to a newer one"
+
+	# Contents, not times: a checkout that changes nothing installs nothing. The folder, because scripts name it.
+	key=$$({ pwd -P; cat pyproject.toml uv.lock; } | sha256sum)
+	if [ "$$(cat $(STAMP) 2>/dev/null)" = "$$key" ] && $(VENV)/bin/python -c '' 2>/dev/null; then exit 0; fi
+	rm -f $(STAMP)
+
+	found=""; python=""
+	for name in $(or $(PYTHON),python3.11 python3.12 python3); do
+	    version=$$("$$name" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null) || continue
+	    found="$$found$${found:+, }$$name is $$version"
+	    case "$$version" in 3.11.*|3.12.*) python=$$(command -v "$$name"); break;; esac
+	done
+	[ -n "$$python" ] || fail "Python 3.11 or 3.12" "$${found:-none of $(or $(PYTHON),python3.11 python3.12 python3)}" \
+	    "apt-get install python3.11 python3.11-venv, or: make PYTHON=/path/to/python3.11"
+
+	if [[ "$$(.uv/bin/uv --version 2>/dev/null)" != "uv $(UV_VERSION)"* ]]; then
+	    echo "set-up: installing uv $(UV_VERSION) in .uv"
+	    rm -rf .uv
+	    "$$python" -m venv .uv >&2 || { rm -rf .uv; fail "Python's venv module" "'$$python -m venv' failed, see above" \
+	        "apt-get install python3-venv"; }
+	    .uv/bin/python -m pip install --quiet --disable-pip-version-check --only-binary :all: uv==$(UV_VERSION)
+	fi
+
+	# Made anew when a killed sync may have left half a package, or when it was copied or moved here (scripts name it).
+	if [ -e .uv/syncing ] || { [ -e $(VENV)/bin/dfn ] && ! grep -qF "$$(pwd -P)/$(VENV)/bin" $(VENV)/bin/dfn; }; then
+	    rm -rf $(VENV)
+	fi
+	echo "set-up: installing the environment in $(VENV) (about 7 GB, 3-5 minutes the first time)"
+	touch .uv/syncing
+	.uv/bin/uv sync --quiet --frozen --all-extras --python "$$python"
+	rm .uv/syncing
+	echo "set-up: fetching Delta's jars"
+	$(VENV)/bin/python -m etl.store
+	echo "$$key" > $(STAMP)
+	echo "set-up: done in $$SECONDS s"
+
+demo: set-up ## run the whole loop on public corpora, results in build/demo (ARGS="..." goes to dfn loop)
+	@$(VENV)/bin/dfn loop --conf demo $(ARGS)
+
+test: set-up ## run the fast tests (ARGS="-k word" goes to pytest)
+	@$(VENV)/bin/python -m pytest $(ARGS)
+
+slow: set-up ## run the slow tests: kills, Spark Connect
+	@$(VENV)/bin/python -m pytest -m slow $(ARGS)
+
+check: set-up ## ruff, format, mypy, and that uv.lock fits pyproject.toml
+	@status=0
+	run() { echo "check: $$*"; "$$@" || status=1; }
+	run $(VENV)/bin/python -m ruff check .
+	run $(VENV)/bin/python -m ruff format --check .
+	run $(VENV)/bin/python -m mypy
+	run .uv/bin/uv lock --check --quiet --python $(VENV)/bin/python
+	exit $$status
+
+format: set-up ## let ruff format and fix what it can
+	@$(VENV)/bin/python -m ruff format .
+	$(VENV)/bin/python -m ruff check --fix .
+
+bench: set-up ## measure one part: make bench PART=name of a file in tests/bench
+	@if [ -z "$(PART)" ] || [ ! -f "tests/bench/$(PART).py" ]; then
+	    parts=$$(cd tests/bench 2>/dev/null && ls -- *.py 2>/dev/null | sed 's/\.py$$//' | tr '\n' ' ') || true
+	    printf 'bench: wanted PART=NAME with a file tests/bench/NAME.py\n       found  PART=%s\n       fix    one of: %s\n' \
+	        "$(PART)" "$${parts:-(there is no bench yet)}" >&2
+	    exit 2
+	fi
+	$(VENV)/bin/python -m tests.bench.$(PART) $(ARGS)
+
+define ZIP
+import pathlib, zipfile
+out = pathlib.Path("dist/dfn_etl.zip")
+out.parent.mkdir(exist_ok=True)
+files = sorted(p for d in ("etl", "models") for p in pathlib.Path(d).rglob("*") if p.is_file() and p.suffix != ".pyc")
+with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:  # stored, in order, one date: same code, same bytes
+    for path in files:
+        archive.writestr(zipfile.ZipInfo(path.as_posix(), (1980, 1, 1, 0, 0, 0)), path.read_bytes())
+print(f"zip: {out}, {len(files)} files, {out.stat().st_size} bytes")
+endef
+export ZIP
+
+zip: ## dist/dfn_etl.zip for spark-submit --py-files (executors cannot import from a wheel)
+	@$(or $(PYTHON),python3) -c "$$ZIP"
+
+wheel: set-up ## the wheel, in dist/
+	@.uv/bin/uv build --quiet --wheel --out-dir dist --python $(VENV)/bin/python
+	ls dist/*.whl
+
+corpora: set-up ## download the public corpora into the cache (NAMES="..." for some of them)
+	@$(VENV)/bin/dfn corpora $(NAMES)
+
+clean: ## remove results and caches in this folder; .venv, .uv and the corpora stay
+	@rm -rf build dist spark-warehouse metastore_db derby.log .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find etl models tests notebooks -name __pycache__ -type d -prune -exec rm -rf {} +

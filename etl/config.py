@@ -1,0 +1,235 @@
+"""The whole configuration: pydantic models, YAML layers, `--set a.b=c`. Reads YAML files, touches nothing else.
+
+Each stage's part is beside the stage. An unknown key is an error that names the nearest known one; all checks run
+before Spark starts.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+import yaml
+
+from etl.corpora import CorpusSpec
+from etl.stage import StageConfig, UserError
+from etl.stages import STAGES
+
+Kind = Literal["pool", "filter", "dev", "eval"]
+Fraction = Annotated[float, pydantic.Field(gt=0, le=1)]
+
+
+class DatasetConfig(StageConfig):
+    """A named collection of pairs: a public corpus, or shards, metadata, or both, of your own."""
+
+    kind: Kind
+    """pool: is selected from. filter: trains filters. dev: settings are chosen on it. eval: reported, not tuned on."""
+    corpus: CorpusSpec | None = None
+    """Made from public packages; its shards are kept in the cache."""
+    shards: str | None = None
+    """Glob of WebDataset tars, a path or an fsspec URL."""
+    metadata: str | None = None
+    """Glob of parquet files: alone (pairs without pixels), or joined to the shards by uid."""
+    labels: str | None = None
+    """Parquet file with uid and label, for zero-shot classification of an eval or dev set."""
+
+    @pydantic.model_validator(mode="after")
+    def has_a_source(self) -> DatasetConfig:
+        if bool(self.corpus) == bool(self.shards or self.metadata):
+            raise ValueError("wanted a corpus, or shards and/or metadata")
+        return self
+
+
+class EncoderConfig(StageConfig):
+    """Whose vectors are stored. Exactly one of the three ways to name an encoder."""
+
+    packages: Literal["lite0_minilm"] | None = "lite0_minilm"
+    """Frozen EfficientNet-lite0 and MiniLM towers, whose weights come from packages by name."""
+    folder: Path | None = None
+    """A folder with record.json and model.safetensors, as `models.clip` writes them."""
+    open_clip: str | None = None
+    """Name of an open_clip architecture, such as ViT-B-32; `checkpoint` holds its weights."""
+    checkpoint: Path | None = None
+    quick_gelu: bool | None = None
+    """The activation that the weights want, where it is another than the name says."""
+    batch_size: int = pydantic.Field(default=16, gt=0)
+    """Images per forward pass: part of the record, so another value is another encoder version."""
+
+
+class SparkConfig(StageConfig):
+    master: str = "local[2]"
+    conf: dict[str, str] = pydantic.Field(default={})
+    """Spark settings over the defaults of `etl.store.session`."""
+
+
+class TrainingConfig(StageConfig):
+    """One training run on stored vectors; see `models.train.TrainConfig` for what each field does."""
+
+    steps: int = pydantic.Field(gt=0)
+    batch_size: int = pydantic.Field(default=128, gt=1)
+    lr: float = pydantic.Field(default=1e-3, gt=0)
+    dropout: float = pydantic.Field(default=0.1, ge=0, lt=1)
+
+
+class ArmConfig(StageConfig):
+    """A way to choose from the pool; each arm's induced models see the same number of samples."""
+
+    keep: Literal["whole_pool", "random", "filter"]
+    fraction: Fraction = 0.15
+
+
+class LoopConfig(StageConfig):
+    """One round: train filters, score, select, train induced models, evaluate, gate, promote."""
+
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """Of filter, selection and induced model alike; pairs the arms in the gate's test."""
+    filter: TrainingConfig = TrainingConfig(steps=400, dropout=0.5)
+    induced: TrainingConfig = TrainingConfig(steps=200, dropout=0.1)
+    arms: dict[str, ArmConfig] = pydantic.Field(
+        default={
+            "whole_pool": ArmConfig(keep="whole_pool", fraction=1.0),
+            "random": ArmConfig(keep="random"),
+            "dfn": ArmConfig(keep="filter"),
+        }
+    )
+    headline: str = "avg"
+    """The metric that the gate looks at: the mean of `headline_parts`."""
+    headline_parts: tuple[str, ...] = ()
+    """DATASET.METRIC of evaluation sets."""
+    gate_level: Fraction = 0.05
+    """Of the gate's one-sided test, paired by seed."""
+
+
+StagesConfig: type[StageConfig] = pydantic.create_model(  # type: ignore[call-overload]
+    "StagesConfig", __base__=StageConfig, **{s.name: (s.config, s.config()) for s in STAGES}
+)
+
+
+class Config(StageConfig):
+    name: str = pydantic.Field(default="local", pattern=r"^[\w-]+$")
+    """Of the project; its tables, runs and reports are in `output`."""
+    output: str = ""
+    """Folder of everything written; build/NAME where empty."""
+    tables: str = ""
+    """Root of the tables: a folder, a URL, or catalog:NAME on Unity Catalog; OUTPUT/tables where empty."""
+    tracking_uri: str = ""
+    """MLflow; sqlite in `output` where empty."""
+    intro: str = ""
+    """A sentence for the report: what this pool is."""
+    spark: SparkConfig = SparkConfig()
+    datasets: dict[str, DatasetConfig] = pydantic.Field(default={})
+    encoder: EncoderConfig = EncoderConfig()
+    stages: StagesConfig = StagesConfig()  # type: ignore[valid-type]
+    loop: LoopConfig = LoopConfig()
+
+    @property
+    def output_folder(self) -> Path:
+        return Path(self.output or f"build/{self.name}").absolute()
+
+    @property
+    def tables_root(self) -> str:
+        root = self.tables or str(self.output_folder / "tables")
+        return root if "://" in root or root.startswith("catalog:") else str(Path(root).absolute())
+
+    @pydantic.model_validator(mode="after")
+    def writes_beside_its_inputs(self) -> Config:
+        for name, dataset in self.datasets.items():
+            for pattern in (dataset.shards, dataset.metadata):
+                folder = folder_of(pattern) if pattern else None
+                if folder and Path(folder).absolute() == self.output_folder:
+                    raise ValueError(
+                        f"wanted output outside the inputs; found datasets.{name} in {folder}, where output is"
+                    )
+        return self
+
+    def of_kind(self, *kinds: Kind) -> list[str]:
+        return [name for name, dataset in self.datasets.items() if dataset.kind in kinds]
+
+
+def folder_of(pattern: str) -> str:
+    """The part of a glob before its first wildcard, as a folder: what `shard` is relative to."""
+    head = pattern.split("*")[0].split("?")[0].split("[")[0]
+    folder = head.rpartition("/")[0]
+    return folder if "://" in pattern else str(Path(folder or ".").absolute())
+
+
+def load(names: Sequence[str], overrides: Sequence[str] = ()) -> Config:
+    """Layers of YAML, later ones over earlier ones, then `a.b=c` overrides.
+
+    Args:
+        names: paths, or names of files in `conf/` (of the working folder, else of the installation).
+
+    Raises:
+        UserError: a file is missing or is not YAML; a key is unknown; a value is out of range.
+    """
+    merged: dict[str, Any] = {}
+    for name in names:
+        merged = _merge(merged, _read(name))
+    for override in overrides:
+        merged = _merge(merged, _override(override))
+    try:
+        return Config.model_validate(merged)
+    except pydantic.ValidationError as error:
+        raise UserError("\n".join(_explain(e) for e in error.errors())) from None
+
+
+def _read(name: str) -> dict[str, Any]:
+    here = Path(__file__).parent
+    places = [
+        Path(name),
+        Path("conf") / f"{name}.yaml",
+        here.parent / "conf" / f"{name}.yaml",
+        here / "conf" / f"{name}.yaml",
+    ]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        known = sorted({p.stem for place in places[1:] for p in place.parent.glob("*.yaml")})
+        raise UserError(f"wanted a config file; found none named {name!r}; fix: a path, or one of {', '.join(known)}")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"wanted YAML in {path}; found: {' '.join(str(error).split())}") from None
+    if not isinstance(content or {}, dict):
+        raise UserError(f"wanted keys and values in {path}; found a {type(content).__name__}")
+    return content or {}
+
+
+def _override(text: str) -> dict[str, Any]:
+    path, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"wanted --set a.b=value; found {text!r}")
+    nested: Any = yaml.safe_load(value)
+    for key in reversed(path.split(".")):
+        nested = {key: nested}
+    return dict(nested)
+
+
+def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _explain(error: Any) -> str:
+    """One line of a validation error: where, what was wanted, what was found, the nearest key for an unknown one."""
+    place = ".".join(str(part) for part in error["loc"]) or "config"
+    if error["type"] != "extra_forbidden":
+        return f"{place}: {error['msg']}; found {str(error['input'])[:80]!r}"
+    known = _fields_at(error["loc"][:-1])
+    nearest = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.4)
+    hint = f"did you mean {nearest[0]}?" if nearest else f"known keys: {', '.join(sorted(known))}"
+    return f"{place}: unknown key; {hint}"
+
+
+def _fields_at(path: Sequence[Any]) -> list[str]:
+    model: Any = Config
+    for part in path:
+        annotation = model.model_fields[part].annotation if part in getattr(model, "model_fields", {}) else model
+        inner = [a for a in (annotation, *getattr(annotation, "__args__", ())) if hasattr(a, "model_fields")]
+        model = inner[0] if inner else annotation
+    return list(getattr(model, "model_fields", {}))

@@ -1,0 +1,69 @@
+"""What a person sees while the application works: lines, a live bar per long stage, one JSON line at the end."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from etl import run
+
+
+class Reporter:
+    """Lines go to standard error, so that `--json` owns standard output."""
+
+    def __init__(self, *, is_quiet: bool = False) -> None:
+        self._console = Console(stderr=True, quiet=is_quiet, highlight=False)
+        self._started = time.monotonic()
+        self._bar: Progress | None = None
+        self._tasks: dict[tuple[str, str], TaskID] = {}
+
+    def say(self, line: str) -> None:
+        """One line, with the seconds since the start."""
+        seconds = f"{time.monotonic() - self._started:7.1f} s"
+        self._console.print(f"[dim]{seconds}[/dim]  {escape(line)}", soft_wrap=True)
+
+    def progress(self, at: run.Progress) -> None:
+        """After each chunk: a live bar on a terminal, a line in a log."""
+        rate = at.rows_per_second
+        if not self._console.is_terminal:
+            left = (at.rows_total - at.rows_done) / rate if rate else 0
+            place = f"{at.stage:<14} {at.dataset:<14} {at.rows_done:,} of {at.rows_total:,} rows"
+            self.say(f"{place}, {rate:,.0f} rows/s, {left:.0f} s left")
+            return
+        if self._bar is None:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+            )
+            self._bar = Progress(*columns, TimeRemainingColumn(), console=self._console, transient=True)
+            self._bar.start()
+        key = (at.stage, at.dataset)
+        if key not in self._tasks:
+            self._tasks[key] = self._bar.add_task(f"{at.stage} {at.dataset}", total=at.rows_total, rate="")
+        self._bar.update(self._tasks[key], completed=at.rows_done, rate=f"{rate:,.0f} rows/s")
+        if at.rows_done >= at.rows_total:
+            self.close()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar, self._tasks = None, {}
+
+
+def emit(result: Mapping[str, Any], *, as_json: bool) -> None:
+    """The result: one JSON line for programs, aligned lines for people."""
+    if as_json:
+        sys.stdout.write(json.dumps(result, default=str, sort_keys=True) + "\n")
+        return
+    width = max((len(key) for key in result), default=0)
+    for key, value in result.items():
+        sys.stdout.write(f"{key:<{width}}  {value}\n")

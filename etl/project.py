@@ -1,0 +1,166 @@
+"""A configured project: datasets resolved to files, the encoder to a folder, stages run on them in order.
+
+Resolves every name once (corpora, encoder, filter), so that stages see versions only. Touches the cache (corpora,
+encoder) and, through `run.py`, the tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from etl import corpora
+from etl.config import Config, DatasetConfig, EncoderConfig, folder_of
+from etl.run import Progress, Runner, StageRun
+from etl.stage import Stage, StageConfig, UserError, digest
+from etl.stages import STAGES
+from etl.store import Store, cache_folder, session
+from etl.tables import INPUTS
+from models.records import RECORD, EncoderRecord, FilterRecord
+
+Say = Callable[[str], None]
+BEFORE_FILTERS = ("ingest", "signals", "dedup", "decontaminate", "embed")
+"""Stages that need no filter: what `dfn run` does when none is named."""
+
+
+@dataclass(frozen=True)
+class Project:
+    """`say` gets a line for everything that starts or ends, `on_progress` a call per chunk."""
+
+    config: Config
+    say: Say = lambda _: None
+    on_progress: Callable[[Progress], None] = lambda _: None
+    runs: list[StageRun] = field(default_factory=list)
+    """Every stage run of this process, in order."""
+
+    @cached_property
+    def store(self) -> Store:
+        self.say(f"starting Spark ({self.config.spark.master})")
+        return Store(session(master=self.config.spark.master, conf=self.config.spark.conf), self.config.tables_root)
+
+    @cached_property
+    def runner(self) -> Runner:
+        kinds = {name: dataset.kind for name, dataset in self.config.datasets.items()}
+        return Runner(self.store, kinds, self.on_progress)
+
+    @cached_property
+    def encoder(self) -> tuple[EncoderRecord, Path]:
+        return encoder_folder(self.config.encoder, self.say)
+
+    @property
+    def tracking_uri(self) -> str:
+        return self.config.tracking_uri or f"sqlite:///{self.config.output_folder}/mlflow.db"
+
+    @cached_property
+    def sources(self) -> dict[str, DatasetConfig]:
+        """The datasets with their corpora built: only shards, metadata and labels are left."""
+        return {name: self._built(name, dataset) for name, dataset in self.config.datasets.items()}
+
+    def corpus_folder(self, dataset: str) -> Path | None:
+        """Where the corpus of a dataset is, with its truth and labels beside the shards; None where it has none."""
+        if self.config.datasets[dataset].corpus is None:
+            return None
+        return Path(folder_of(self.sources[dataset].shards or ""))
+
+    def _built(self, name: str, dataset: DatasetConfig) -> DatasetConfig:
+        if dataset.corpus is None:
+            return dataset
+        folder = corpora.build(name, dataset.corpus, say=self.say)
+        labels = folder / "labels.parquet"
+        return dataset.model_copy(
+            update={"corpus": None, "shards": f"{folder}/*.tar", "labels": str(labels) if labels.exists() else None}
+        )
+
+    def run(self, stage: Stage, dataset: str, settings: StageConfig | None = None) -> StageRun:
+        """One stage on one dataset: done, or said to be up to date."""
+        config = self._resolved(stage, dataset, settings or getattr(self.config.stages, stage.name))
+        source = self.sources[dataset] if stage.listing else None
+        done = self.runner.run(stage, dataset, config, source=source)
+        self.runs.append(done)
+        self.say(_sentence(done))
+        return done
+
+    def run_all(self, stages: Sequence[str] = BEFORE_FILTERS, datasets: Sequence[str] = ()) -> list[StageRun]:
+        """Stage by stage, each on all datasets of its kinds: decontamination needs every evaluation set ingested."""
+        return [
+            self.run(stage, name)
+            for stage in STAGES
+            if stage.name in stages
+            for name, dataset in self.config.datasets.items()
+            if dataset.kind in stage.kinds and (not datasets or name in datasets)
+        ]
+
+    def _resolved(self, stage: Stage, dataset: str, settings: StageConfig) -> StageConfig:
+        """`settings` with the fields that only a run can know."""
+        wanted = type(settings).model_fields
+        known: dict[str, Any] = {"source": dataset}
+        if "shards_root" in wanted:
+            source = self.sources[dataset]
+            known |= {"shards_root": folder_of(source.shards) if source.shards else "", "metadata": source.metadata}
+        if "encoder_version" in wanted:
+            record, folder = self.encoder
+            known |= {"encoder": record.name, "encoder_version": record.version, "encoder_folder": folder}
+        return settings.model_copy(update={key: value for key, value in known.items() if key in wanted})
+
+    def with_filter(self, stage: Stage, folder: Path, settings: StageConfig | None = None) -> StageConfig:
+        """The settings of a stage that ranks by the filter in `folder`."""
+        record = FilterRecord.read(folder)
+        update = {"filter": record.name, "filter_version": record.version, "filter_folder": folder}
+        base = settings or getattr(self.config.stages, stage.name)
+        return base.model_copy(update={k: v for k, v in update.items() if k in type(base).model_fields})
+
+    def has_partial_inputs(self) -> list[str]:
+        """Files that could not be read whole, as `dataset: uri: reason`: then the exit code says partial."""
+        lines = []
+        for name in self.config.datasets:
+            if self.store.exists(name, INPUTS):
+                bad = self.store.read(name, INPUTS).where("status != 'ok'").select("uri", "status", "status_reason")
+                lines += [
+                    f"{name}: {r['uri']}: {r['status']}: {r['status_reason'] or ''}" for r in bad.limit(20).collect()
+                ]
+        return lines
+
+
+def encoder_folder(config: EncoderConfig, say: Say) -> tuple[EncoderRecord, Path]:
+    """The record of the configured encoder and the folder with its weights, built once and kept in the cache."""
+    if config.folder:
+        return EncoderRecord.read(config.folder), config.folder
+    out = (
+        cache_folder()
+        / "encoders"
+        / f"{config.open_clip or config.packages}-{digest(config.model_dump(mode='json'))[:12]}"
+    )
+    if not (out / RECORD).exists():
+        say(f"building encoder {config.open_clip or config.packages}")
+        _build(config, out, say)
+    return EncoderRecord.read(out), out
+
+
+def _build(config: EncoderConfig, out: Path, say: Say) -> None:
+    from models import clip  # torch and open_clip: seconds, and only when there is something to build
+
+    if config.open_clip:
+        if config.checkpoint is None:
+            raise UserError(
+                "encoder: wanted a checkpoint file beside open_clip; found none; random weights score nothing"
+            )
+        clip.build_open_clip(
+            config.open_clip, config.checkpoint, out, quick_gelu=config.quick_gelu, batch_size=config.batch_size
+        )
+        return
+    image_weights = corpora.fetch_weights("efficientnet_lite0", say=say)
+    text_folder = corpora.fetch_weights("minilm", say=say)
+    clip.build_lit(image_weights, text_folder, out, batch_size=config.batch_size)
+
+
+def _sentence(run: StageRun) -> str:
+    place = f"{run.stage:<14} {run.dataset:<14}"
+    if run.is_up_to_date:
+        return f"{place} up to date"
+    counts = ", ".join(
+        f"{count:,} {status}" for status, count in sorted(run.num_rows_by_status.items(), key=lambda i: -i[1])
+    )
+    return f"{place} {run.num_rows_written:,} of {run.num_rows_in:,} rows in {run.seconds:.1f} s ({counts})"

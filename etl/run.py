@@ -1,0 +1,273 @@
+"""Run stages: pin -> prepare -> transform -> conform -> write once, by chunk -> record. Resume, progress, leases.
+
+Touches tables through `store.py` only. What makes a run up to date is written in the Delta commit itself, beside the
+rows, so that a kill at any point leaves either both or neither.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from etl.chunks import group_of, left, plan
+from etl.runs import git_commit, record_run
+from etl.stage import Facts, Read, Slice, Stage, StageConfig, Table, digest, overlap, slice_from
+from etl.store import Commit, Store, data_version
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a run says while it works: one call per chunk."""
+
+    stage: str
+    dataset: str
+    rows_done: int
+    rows_total: int
+    rows_this_run: int
+    seconds: float
+
+    @property
+    def rows_per_second(self) -> float:
+        """Of this run; what an earlier one had done does not count."""
+        return self.rows_this_run / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """What one run of a stage did."""
+
+    stage: str
+    dataset: str
+    key: str
+    slice: Slice
+    is_up_to_date: bool
+    inputs: Mapping[str, int]
+    """table -> Delta version read"""
+    facts: Facts = field(default_factory=dict)
+    num_rows_in: int = 0
+    num_rows_written: int = 0
+    num_rows_by_status: Mapping[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Pin:
+    """One table of one dataset at the version that this run reads, and the version that its rows last changed in."""
+
+    dataset: str
+    table: Table
+    where: Slice
+    version: int
+    data_version: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.dataset}.{self.table.name}"
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Runs stages on the datasets of one project."""
+
+    store: Store
+    kinds: Mapping[str, str]
+    """dataset -> its kind"""
+    on_progress: Callable[[Progress], None] = lambda _: None
+
+    def run(self, stage: Stage, dataset: str, config: StageConfig, *, source: Any = None) -> StageRun:
+        """Bring the stage's output for `dataset` up to date. Does nothing, and says so, when it is.
+
+        `source`: the dataset's own config, for a stage that lists files. Raises UserError when another process writes
+        the same table.
+        """
+        started = time.monotonic()
+        pins = {name: self._pin(read, dataset, config) for name, read in stage.reads.items() if not _own(stage, read)}
+        listed = stage.listing(source) if stage.listing else None
+        files = [] if listed is None else listed.to_dict("records")
+        versions = {name: [(p.label, p.data_version) for p in some] for name, some in pins.items()}
+        key = digest(stage.name, stage.version, dataset, config.model_dump(mode="json"), versions, files)
+        where = stage.output_slice(config, key)
+        base = StageRun(
+            stage.name, dataset, key, where, True, {p.label: p.version for some in pins.values() for p in some}
+        )
+        for table in stage.writes:
+            self._create(dataset, table)
+        if self._is_complete(stage, dataset, where, key):
+            return base
+        with self.store.lease(dataset, stage.writes[-1]):
+            inputs = {name: self._read(stage.reads[name], some) for name, some in pins.items()}
+            if listed is not None:
+                inputs = {"files": self.store.spark.createDataFrame(listed), **inputs} if len(listed) else {}
+            job = _Job(self.store, stage, dataset, config, where, key, inputs, base.inputs, self.on_progress)
+            done = job.rows(base) if stage.resume == "rows" else job.table(base)
+        done = replace(done, seconds=time.monotonic() - started)
+        if not done.is_up_to_date:
+            self._record(done, stage, config)
+        return done
+
+    def _create(self, dataset: str, table: Table) -> None:
+        if not self.store.exists(dataset, table):
+            self.store.create(dataset, table)
+
+    def _pin(self, read: Read, dataset: str, config: StageConfig) -> list[Pin]:
+        where = slice_from(read.table, config)
+        pinned = []
+        for name in [n for n, kind in self.kinds.items() if kind in read.kinds] if read.kinds else [dataset]:
+            self._create(name, read.table)
+            history = self.store.history(name, read.table)
+            pinned.append(Pin(name, read.table, where, history[0].version, data_version(history, where)))
+        return pinned
+
+    def _read(self, read: Read, pins: list[Pin]) -> DataFrame:
+        frames = [self.store.read(p.dataset, p.table, version=p.version, where=p.where) for p in pins]
+        if not read.kinds:
+            return frames[0]
+        named = [frame.withColumn("dataset", F.lit(pin.dataset)) for frame, pin in zip(frames, pins, strict=True)]
+        union = named[0]
+        for frame in named[1:]:
+            union = union.unionByName(frame)
+        return union
+
+    def _is_complete(self, stage: Stage, dataset: str, where: Slice, key: str) -> bool:
+        notes = [
+            c.note for c in self.store.history(dataset, stage.writes[-1]) if overlap(c.note.get("slice", {}), where)
+        ]
+        latest = next((note for note in notes if note.get("key")), {})
+        return bool(latest.get("key") == key and latest.get("is_last"))
+
+    def _record(self, run: StageRun, stage: Stage, config: StageConfig) -> None:
+        output = self.store.history(run.dataset, stage.writes[-1])[0].version
+        record_run(
+            self.store,
+            name=run.stage,
+            dataset=run.dataset,
+            key=run.key,
+            inputs=run.inputs,
+            output_version=output,
+            config_json=config.model_dump_json(),
+            facts=run.facts,
+            seconds=run.seconds,
+            num_rows_in=run.num_rows_in,
+            num_rows_by_status=run.num_rows_by_status,
+        )
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One run of one stage that has work to do."""
+
+    store: Store
+    stage: Stage
+    dataset: str
+    config: StageConfig
+    where: Slice
+    key: str
+    inputs: Mapping[str, DataFrame]
+    pinned: Mapping[str, int]
+    on_progress: Callable[[Progress], None]
+
+    def table(self, base: StageRun) -> StageRun:
+        """Replace the slice in one commit per table."""
+        facts = self._facts()
+        for table, frame in zip(self.stage.writes, self._transform(self.inputs, facts), strict=True):
+            self.store.replace(frame, self.dataset, table, where=self.where, note=self._note(is_last=True))
+        driving = next(iter(self.inputs.values())).count()
+        written = self._written()
+        flagged = written.select("uid").distinct().count() if "uid" in written.columns else written.count()
+        by_status = facts.get("num_rows_by_status") or {"written": flagged, "not_written": driving - flagged}
+        return replace(base, is_up_to_date=False, facts=facts, num_rows_in=driving, num_rows_by_status=by_status,
+                        num_rows_written=flagged)  # fmt: skip
+
+    def rows(self, base: StageRun) -> StageRun:
+        """Append what is missing, chunk by chunk, each exactly once."""
+        if not self.inputs:
+            return base
+        name, driving = next(iter(self.inputs.items()))
+        row_key = next(c for c in self.stage.writes[-1].key if c not in self.stage.writes[-1].sliced_by)
+        grouped = driving.withColumn("_group", group_of(driving))
+        code = digest(self.stage.version, self.config.model_dump(mode="json"))
+        commits = self._current_commits(code)
+        written = self._written() if commits else self._written().limit(0)
+        finished = {c.note["chunk"] for c in commits if "chunk" in c.note}
+        chunks = plan(grouped, row_key, getattr(self.config, "chunk_rows", 1_000_000))
+        total = sum(chunk.num_rows for chunk in chunks)
+        open_chunks = [chunk for chunk in chunks if chunk.id not in finished]
+        missing = left(grouped, written, row_key, open_chunks) if open_chunks else {}
+        todo = [chunk for chunk in open_chunks if missing.get(chunk.id, ("", 0))[1]]
+        if not todo:
+            return base
+        before, this_run, started = total - sum(missing[c.id][1] for c in todo), 0, time.monotonic()
+        facts = self._facts()
+        must_replace = not commits
+        for number, chunk in enumerate(todo):
+            content, num_left = missing[chunk.id]
+            rows = grouped.where(F.col("_group").isin(list(chunk.groups))).drop("_group")
+            if num_left < chunk.num_rows:
+                rows = rows.join(self._written().select(row_key), row_key, "left_anti")
+            note = self._note(chunk=chunk.id, code=code, is_last=number == len(todo) - 1)
+            self._commit_chunk({**self.inputs, name: rows}, facts, content, note, must_replace)
+            must_replace, this_run = False, this_run + num_left
+            at = (before + this_run, total, this_run, time.monotonic() - started)
+            self.on_progress(Progress(self.stage.name, self.dataset, *at))
+        counts = self._written().groupBy("status").count().collect()
+        by_status = {row["status"]: int(row["count"]) for row in counts}
+        return replace(base, is_up_to_date=False, facts=facts, num_rows_in=total, num_rows_by_status=by_status,
+                        num_rows_written=this_run)  # fmt: skip
+
+    def _commit_chunk(self, inputs: Mapping[str, DataFrame], facts: Facts, content: str, note: dict[str, Any],
+                      must_replace: bool) -> None:  # fmt: skip
+        """One commit per table. Replaces the slice first when what stands there was written by other code or config."""
+        for name, read in self.stage.reads.items():
+            if _own(self.stage, read):
+                own = self.store.read(self.dataset, read.table)
+                inputs = {**inputs, name: own.limit(0) if must_replace else own}
+        for table, frame in zip(self.stage.writes, self._transform(inputs, facts), strict=True):
+            if must_replace:
+                self.store.replace(frame, self.dataset, table, where=self.where, note={**note, "is_first": True})
+            else:
+                self.store.append_once(frame, self.dataset, table, content=content, note=note)
+
+    def _current_commits(self, code: str) -> list[Commit]:
+        """Commits of this slice since it was last begun anew, if the same code and config wrote them."""
+        current: list[Commit] = []
+        for commit in self.store.history(self.dataset, self.stage.writes[-1]):
+            if "key" not in commit.note or not overlap(commit.note["slice"], self.where):
+                continue
+            if commit.note.get("code") != code:
+                return []
+            current.append(commit)
+            if commit.note.get("is_first"):
+                break
+        return current
+
+    def _facts(self) -> Facts:
+        """What `prepare` found, and what only a run knows: its key, and which versions it reads."""
+        known = {"key": self.key, "inputs": dict(self.pinned)}
+        return {**known, **self.stage.prepare(**self.inputs, config=self.config)} if self.stage.prepare else {}
+
+    def _transform(self, inputs: Mapping[str, DataFrame], facts: Facts) -> tuple[DataFrame, ...]:
+        more = {"facts": facts} if self.stage.prepare else {}
+        frames = self.stage.transform(**inputs, config=self.config, **more)
+        return frames if isinstance(frames, tuple) else (frames,)
+
+    def _written(self) -> DataFrame:
+        return self.store.read(self.dataset, self.stage.writes[-1], where=self.where)
+
+    def _note(self, **more: Any) -> dict[str, Any]:
+        return {
+            "stage": self.stage.name,
+            "slice": dict(self.where),
+            "key": self.key,
+            "git_commit": git_commit(),
+            **more,
+        }
+
+
+def _own(stage: Stage, read: Read) -> bool:
+    """Whether a stage reads what it writes: then each chunk sees what the earlier ones wrote."""
+    return not read.kinds and read.table in stage.writes

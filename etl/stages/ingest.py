@@ -1,0 +1,167 @@
+"""Files to pairs. Reads tar shards and metadata parquet. Writes pairs, and inputs: the ledger of files.
+
+One pass per shard in a Python worker: tar index, sniffed format, decode check, size, sha256, perceptual hash. Of two
+rows with one uid that of the earlier chunk stays, then that of the smaller (shard, offset); `inputs` counts the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pandas as pd
+import pydantic
+from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import functions as F
+
+from etl.shards import ShardSummary, list_shards, scan
+from etl.stage import Read, Stage, StageConfig, tasks
+from etl.stages.metadata import scan_metadata
+from etl.tables import INPUTS, PAIRS
+
+ROW = """uid string, url string, text string, source string, shard string, offset_bytes bigint, size_bytes bigint,
+sha256 string, phash bigint, image_format string, width_px int, height_px int, status string, status_reason string"""
+COLUMNS = [part.split()[0] for part in ROW.split(",")]
+NOT_PAIRS = ("duplicate_uid", "missing_partner")
+"""Samples that `inputs` counts and that make no row in `pairs`."""
+
+
+class Config(StageConfig):
+    max_pixels: int = pydantic.Field(default=89_478_485, gt=0)
+    """Images with more pixels than this get `too_many_pixels` (Pillow's own limit)."""
+    max_member_bytes: int = pydantic.Field(default=64 << 20, gt=0)
+    """Members larger than this are not read."""
+    columns: dict[str, str] = pydantic.Field(default={})
+    """Column of a metadata parquet -> uid, url, text, sha256, width_px or height_px, where its name is not known."""
+    chunk_rows: int = pydantic.Field(default=50, gt=0, exclude=True)
+    """Files per commit."""
+    num_tasks: int | None = pydantic.Field(default=None, gt=0, exclude=True)
+    """Tasks per chunk; None: spark.sql.shuffle.partitions."""
+    source: str = ""
+    """Known to a run only: name of the collection, where a sample does not say."""
+    shards_root: str = pydantic.Field(default="", exclude=True)
+    """Known to a run only: what `shard` is relative to."""
+    metadata: str | None = pydantic.Field(default=None, exclude=True)
+    """Known to a run only: parquet files that give captions to shards, joined by uid."""
+
+
+def listing(dataset: Any) -> pd.DataFrame:
+    """The files of a dataset. Shards come before metadata: a pair with pixels is never taken for one without."""
+    rows: list[tuple[Any, ...]] = []
+    for order, pattern in enumerate((dataset.shards, dataset.metadata)):
+        files = list_shards(pattern) if pattern else []
+        rows += [(file.uri, file.size_bytes, file.etag, f"{order} {file.uri}") for file in files]
+    return pd.DataFrame(rows, columns=["uri", "size_bytes", "etag", "chunk_group"])
+
+
+def scanner(config: Config) -> Callable[[Iterator[pd.DataFrame]], Iterator[pd.DataFrame]]:
+    """Files to rows: one per sample, and one per file with status and reason of the file."""
+
+    def scan_files(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        for uri in (uri for batch in batches for uri in batch["uri"]):
+            found: list[dict[str, Any]] = []
+            for item in _scan(uri, config):
+                found.append(
+                    _file_row(item) if isinstance(item, ShardSummary) else {**item, "uri": uri, "is_file": False}
+                )
+                if len(found) >= 10_000:
+                    yield _frame(found)
+                    found = []
+            yield _frame(found)
+
+    return scan_files
+
+
+def _scan(uri: str, config: Config) -> Iterator[dict[str, Any] | ShardSummary]:
+    if uri.endswith(".parquet"):
+        return scan_metadata(uri, columns=config.columns, source_default=config.source)
+    return scan(
+        uri, max_pixels=config.max_pixels, max_member_bytes=config.max_member_bytes, source_default=config.source
+    )
+
+
+def _file_row(summary: ShardSummary) -> dict[str, Any]:
+    return {"uri": summary.uri, "is_file": True, "status": summary.status, "status_reason": summary.status_reason}
+
+
+def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    frame = pd.DataFrame(rows, columns=["uri", "is_file", *COLUMNS]).astype(object)
+    made: pd.DataFrame = frame.where(frame.notna(), None)
+    return made
+
+
+def transform(files: DataFrame, known: DataFrame, *, config: Config) -> tuple[DataFrame, DataFrame]:
+    spread = files.repartition(*tasks(config.num_tasks), "uri")
+    # Python: the JVM has no decoder that we trust, and pixels must not enter it.
+    scanned = spread.mapInPandas(scanner(config), f"uri string, is_file boolean, {ROW}").localCheckpoint()
+    samples = scanned.where("NOT is_file").drop("is_file")
+    if config.metadata:
+        samples = with_captions(samples, config)
+    samples = samples.withColumn("shard", F.expr(f"substring(shard, {len(config.shards_root) + 2})"))
+    samples = marked(samples, known)
+    pairs = samples.where(~F.col("status").isin(*NOT_PAIRS)).select(*COLUMNS)
+    counts = (
+        samples.groupBy("uri", "status")
+        .agg(F.count(F.lit(1)).alias("n"))
+        .groupBy("uri")
+        .agg(
+            F.map_from_entries(F.collect_list(F.struct("status", "n"))).alias("num_by_status"),
+            F.sum("n").alias("num_members"),
+        )
+    )
+    ledger = scanned.where("is_file").select("uri", "status", "status_reason").join(counts, on="uri", how="left")
+    inputs = files.join(ledger, on="uri", how="inner").select(
+        "uri", "size_bytes", "etag", "status", "status_reason",
+        F.coalesce("num_members", F.lit(0)).alias("num_members"),
+        F.coalesce("num_by_status", F.expr("map()").cast("map<string,bigint>")).alias("num_by_status"),
+        F.current_timestamp().alias("ingested_at"),
+    )  # fmt: skip
+    return pairs, inputs
+
+
+def marked(samples: DataFrame, known: DataFrame) -> DataFrame:
+    """`samples` with status duplicate_uid on all but the first row of a uid, here and among the pairs known before."""
+    before = known.select("uid", F.col("shard").alias("known_shard"), F.col("offset_bytes").alias("known_offset"))
+    order = Window.partitionBy("uid").orderBy(F.col("shard").asc_nulls_last(), "offset_bytes", "uri")
+    ranked = samples.withColumn("place", F.row_number().over(order)).join(before, on="uid", how="left")
+    # A row that a killed run wrote already is itself, not its own duplicate.
+    is_itself = F.col("known_shard").eqNullSafe(F.col("shard")) & F.col("known_offset").eqNullSafe(
+        F.col("offset_bytes")
+    )
+    was_known = F.col("known_shard").isNotNull() | F.col("known_offset").isNotNull()
+    is_later = (F.col("place") > 1) | (was_known & ~is_itself)
+    is_sample = F.col("status") != "missing_partner"
+    return ranked.withColumn("status", F.when(is_sample & is_later, "duplicate_uid").otherwise(F.col("status"))).drop(
+        "place", "known_shard", "known_offset"
+    )
+
+
+def with_captions(samples: DataFrame, config: Config) -> DataFrame:
+    """Captions and URLs that the shards lack, from the metadata, by uid."""
+    given = _column_of(samples, config)
+    joined = samples.join(given, on="uid", how="left")
+    has_caption = (F.col("status") == "missing_text") & F.col("given_text").isNotNull()
+    return joined.select(
+        "uri", *[c for c in COLUMNS if c not in ("text", "url", "status", "status_reason")],
+        F.coalesce("text", "given_text").alias("text"), F.coalesce("url", "given_url").alias("url"),
+        F.when(has_caption, "ok").otherwise(F.col("status")).alias("status"),
+        F.when(has_caption, None).otherwise(F.col("status_reason")).alias("status_reason"),
+    )  # fmt: skip
+
+
+def _column_of(samples: DataFrame, config: Config) -> DataFrame:
+    from etl.stages.metadata import rename
+
+    frame = samples.sparkSession.read.parquet(config.metadata or "")
+    named = rename(frame.columns, config.columns)
+    wanted = {kind: named.get(kind) for kind in ("text", "url")}
+    given: list[Column] = [
+        (F.col(c) if c else F.lit(None)).cast("string").alias(f"given_{k}") for k, c in wanted.items()
+    ]
+    return frame.select(F.lower(F.col(named["uid"])).alias("uid"), *given).dropDuplicates(["uid"])
+
+
+STAGE = Stage(
+    "ingest", reads={"known": Read(PAIRS)}, writes=(PAIRS, INPUTS), config=Config, transform=transform, resume="rows",
+    version=1, kinds=("pool", "filter", "dev", "eval"), listing=listing,
+)  # fmt: skip

@@ -1,0 +1,78 @@
+"""Metadata parquet (DataComp, LAION, img2dataset) to rows with status `metadata_only`. Reads one file at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from etl.shards import ShardSummary
+
+KNOWN_NAMES = {
+    "uid": "uid",
+    "url": "url",
+    "text": "text",
+    "caption": "text",
+    "sha256": "sha256",
+    "original_width": "width_px",
+    "original_height": "height_px",
+    "width": "width_px",
+    "height": "height_px",
+}
+"""Column of a release, in lower case -> ours."""
+UID = re.compile(r"[0-9a-f]{32}")
+
+
+def rename(columns: Sequence[str], own: Mapping[str, str]) -> dict[str, str]:
+    """Our column -> the file's: by the user's mapping first, then by known names, whatever their case."""
+    found: dict[str, str] = {}
+    for column in columns:
+        kind = own.get(column) or KNOWN_NAMES.get(column.lower())
+        if kind and (kind not in found or column in own):
+            found[kind] = column
+    return found
+
+
+def scan_metadata(
+    uri: str, *, columns: Mapping[str, str], source_default: str
+) -> Iterator[dict[str, Any] | ShardSummary]:
+    """Rows of one parquet file, then its summary. A file that does not parse is a reason in it, never an error."""
+    num_rows, size = 0, 0
+    try:
+        with fsspec.open(uri, "rb") as file:
+            parquet = pq.ParquetFile(file)
+            named = rename(parquet.schema_arrow.names, columns)
+            if not {"text", "url"} & named.keys():
+                reason = f"wanted a text or url column; found {', '.join(parquet.schema_arrow.names)[:150]}"
+                yield ShardSummary(uri, size, "bad_parquet", reason, 0)
+                return
+            for batch in parquet.iter_batches(batch_size=10_000, columns=list(named.values())):
+                for row in batch.to_pylist():
+                    num_rows += 1
+                    yield _row({kind: row[column] for kind, column in named.items()}, source_default)
+    except (OSError, pa.ArrowException, ValueError) as error:
+        # Rows read before the damage are whole: they stay, and the file says why there are no more.
+        yield ShardSummary(uri, size, "bad_parquet", " ".join(str(error).split())[:200], num_rows)
+        return
+    yield ShardSummary(uri, size, "ok", None, num_rows)
+
+
+def _row(found: dict[str, Any], source: str) -> dict[str, Any]:
+    text, url = found.get("text"), found.get("url")
+    given = str(found.get("uid") or "").lower()
+    made = hashlib.md5(f"{url or ''}\0{text or ''}".encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()
+    return {
+        "uid": given if UID.fullmatch(given) else made,
+        "url": url,
+        "text": text,
+        "source": source,
+        "sha256": found.get("sha256"),
+        "width_px": found.get("width_px"),
+        "height_px": found.get("height_px"),
+        "status": "metadata_only",
+    }

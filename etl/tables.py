@@ -1,0 +1,260 @@
+"""Every data contract: what a row is, its columns with meaning and unit, key, slices, checks. Touches nothing.
+
+Units are suffixes: `_px`, `_bytes`, `_bits`, `_seconds`, `_fraction`, `_at` (UTC). `is_` starts a boolean, `num_` a
+count.
+"""
+
+from __future__ import annotations
+
+from etl.stage import Table
+
+STATUSES = {
+    "ok": "went through",
+    "metadata_only": "known by its metadata; its pixels have not come",
+    "duplicate_uid": "another row with this uid came first (earlier chunk, then smaller shard, then smaller offset)",
+    "missing_partner": "a caption or json without an image",
+    "missing_text": "an image without a caption",
+    "invalid_text": "the caption is not UTF-8",
+    "empty_file": "the image has zero bytes",
+    "not_an_image": "the bytes are not an image, whatever the name says",
+    "unsupported_format": "an image of a format outside the allow-list",
+    "too_many_pixels": "the header declares more pixels than the cap",
+    "decode_error": "cut or damaged",
+    "too_large": "the member is larger than the cap",
+    "unsafe_member": "a tar member that is a link, a device, or points outside",
+    "read_error": "the shard could not be read at this offset",
+    "cut": "the file ends too early; what is whole was taken",
+    "not_a_tar": "the file is not an uncompressed tar",
+    "bad_parquet": "the parquet file does not parse or lacks the columns",
+    "unreadable": "the file could not be opened",
+    "invalid_output": "the model gave NaN, infinity or a zero vector",
+    "no_vectors": "no usable vectors to score",
+}
+"""The closed set: the status of any row in any table, and what it means."""
+
+
+def _one_of(names: dict[str, str]) -> str:
+    return "status IN (" + ", ".join(f"'{name}'" for name in names) + ")"
+
+
+_UID = {"uid_is_32_hex": "uid RLIKE '^[0-9a-f]{32}$'"}
+_STATUS = {"status_is_known": _one_of(STATUSES)}
+
+INPUTS = Table(
+    "inputs",
+    key=("uri",),
+    ddl="""
+    uri STRING NOT NULL COMMENT 'a file handed to ingest',
+    size_bytes BIGINT COMMENT 'its size when listed, bytes',
+    etag STRING COMMENT 'what told its content when listed: ETag, or modification time and size',
+    status STRING NOT NULL COMMENT 'of the file: ok, cut, not_a_tar, bad_parquet, unreadable',
+    status_reason STRING COMMENT 'why, in one line',
+    num_members BIGINT NOT NULL COMMENT 'samples found in it',
+    num_by_status MAP<STRING, BIGINT> NOT NULL COMMENT 'status -> samples; sums to num_members',
+    ingested_at TIMESTAMP NOT NULL COMMENT 'UTC'
+    """,
+    checks={**_STATUS, "num_members_not_negative": "num_members >= 0"},
+)
+
+PAIRS = Table(
+    "pairs",
+    key=("uid",),
+    ddl="""
+    uid STRING NOT NULL COMMENT '32 lower-case hex digits; names the pair for good',
+    url STRING COMMENT 'where the image came from',
+    text STRING COMMENT 'the caption, byte for byte; NULL where missing or not UTF-8',
+    source STRING COMMENT 'the collection it came with',
+    shard STRING COMMENT 'tar that holds the image, relative to the root of the dataset; NULL while metadata_only',
+    offset_bytes BIGINT COMMENT 'start of the image within the shard, bytes',
+    size_bytes BIGINT COMMENT 'length of the image, bytes',
+    sha256 STRING COMMENT 'of the image bytes, 64 hex digits',
+    phash BIGINT COMMENT 'imagehash 8x8 DCT, 64 bits; distance is bit_count(a ^ b)',
+    image_format STRING COMMENT 'sniffed from the bytes: jpeg, png, webp, gif, bmp, tiff',
+    width_px INT COMMENT 'after EXIF orientation',
+    height_px INT COMMENT 'after EXIF orientation',
+    status STRING NOT NULL COMMENT 'see STATUSES',
+    status_reason STRING COMMENT 'why, in one line'
+    """,
+    checks={
+        **_UID,
+        **_STATUS,
+        "ok_has_pixels": "status != 'ok' OR (shard IS NOT NULL AND offset_bytes >= 0 AND size_bytes > 0)",
+    },
+)
+
+SIGNALS = Table(
+    "signals",
+    key=("uid",),
+    ddl="""
+    uid STRING NOT NULL,
+    language STRING COMMENT 'ISO 639 code of the caption by lid.176; NULL where there is no text',
+    language_confidence FLOAT COMMENT '0 to 1',
+    num_words INT COMMENT 'runs of non-space characters',
+    num_chars INT COMMENT 'Unicode code points',
+    aspect_ratio FLOAT COMMENT 'longer side / shorter side, at least 1; NULL without pixels',
+    status STRING NOT NULL COMMENT 'that of the pair'
+    """,
+    checks={
+        **_UID,
+        **_STATUS,
+        "confidence_in_0_1": "language_confidence IS NULL OR language_confidence BETWEEN 0 AND 1",
+    },
+)
+
+DUPLICATES = Table(
+    "duplicates",
+    key=("method", "uid"),
+    sliced_by=("method",),
+    ddl="""
+    method STRING NOT NULL COMMENT 'sha256: same bytes; phash: same perceptual hash',
+    uid STRING NOT NULL COMMENT 'a member of a group of two or more',
+    group_uid STRING NOT NULL COMMENT 'smallest uid of the group',
+    distance FLOAT NOT NULL COMMENT 'to the group, in the unit of the method: bits for phash, 0 for sha256'
+    """,
+    checks=_UID,
+)
+
+CONTAMINATED = Table(
+    "contaminated",
+    key=("eval_set", "method", "uid"),
+    ddl="""
+    eval_set STRING NOT NULL COMMENT 'the evaluation or development dataset in which the image was seen',
+    method STRING NOT NULL COMMENT 'sha256 or phash',
+    uid STRING NOT NULL,
+    distance FLOAT NOT NULL COMMENT 'in the unit of the method: bits for phash, 0 for sha256'
+    """,
+    checks=_UID,
+)
+
+EMBEDDINGS = Table(
+    "embeddings",
+    key=("encoder", "encoder_version", "uid"),
+    sliced_by=("encoder", "encoder_version"),
+    ddl="""
+    encoder STRING NOT NULL,
+    encoder_version STRING NOT NULL COMMENT 'first 16 hex digits of the sha256 over weights and record',
+    uid STRING NOT NULL,
+    image_embedding BINARY COMMENT 'little-endian float16; NULL unless status is ok',
+    text_embedding BINARY COMMENT 'little-endian float16; NULL unless status is ok',
+    cosine FLOAT COMMENT '-1 to 1, computed in float32; NULL where the towers share no space',
+    status STRING NOT NULL,
+    status_reason STRING
+    """,
+    checks={
+        **_UID,
+        **_STATUS,
+        "ok_has_vectors": "status != 'ok' OR (image_embedding IS NOT NULL AND text_embedding IS NOT NULL)",
+        "cosine_is_a_number": "cosine IS NULL OR cosine BETWEEN -1.001D AND 1.001D",
+    },
+)
+
+SCORES = Table(
+    "scores",
+    key=("filter", "filter_version", "uid"),
+    sliced_by=("filter", "filter_version"),
+    ddl="""
+    filter STRING NOT NULL,
+    filter_version STRING NOT NULL COMMENT 'first 16 hex digits of the sha256 over weights and record',
+    uid STRING NOT NULL,
+    score FLOAT COMMENT 'higher is kept; NULL unless status is ok; never NaN',
+    status STRING NOT NULL
+    """,
+    checks={**_UID, **_STATUS, "score_is_a_number": "score IS NULL OR NOT isnan(score)"},
+)
+
+SELECTIONS = Table(
+    "selections",
+    key=("selection_id", "uid"),
+    sliced_by=("selection_id",),
+    ddl="""
+    selection_id STRING NOT NULL COMMENT 'first 16 hex digits of the sha256 over inputs, rule and stage version',
+    uid STRING NOT NULL,
+    score DOUBLE COMMENT 'what the pair was ranked by; NULL where the rule ranks nothing',
+    num_repeats INT NOT NULL COMMENT 'how often the pair is in the dataset, at least 1'
+    """,
+    checks={**_UID, "num_repeats_at_least_1": "num_repeats >= 1"},
+)
+
+RECEIPTS = Table(
+    "receipts",
+    key=("selection_id",),
+    sliced_by=("selection_id",),
+    ddl="""
+    selection_id STRING NOT NULL,
+    inputs MAP<STRING, BIGINT> NOT NULL COMMENT 'table -> Delta version that was read',
+    rule STRING NOT NULL COMMENT 'the selection config, JSON, filter version and seed included',
+    seed BIGINT NOT NULL,
+    facts STRING NOT NULL COMMENT 'threshold and counts by reason, JSON',
+    num_rows BIGINT NOT NULL,
+    hash STRING NOT NULL COMMENT 'sum mod 2^128 of md5(uid, num_repeats), 32 hex digits: the same in any order'
+    """,
+)
+
+SHARDS = Table(
+    "shards",
+    key=("selection_id", "shard"),
+    sliced_by=("selection_id",),
+    ddl="""
+    selection_id STRING NOT NULL,
+    shard STRING NOT NULL COMMENT 'name of the published file',
+    folder STRING NOT NULL COMMENT 'where it was exported to',
+    num_samples BIGINT NOT NULL,
+    size_bytes BIGINT NOT NULL,
+    sha256 STRING NOT NULL
+    """,
+)
+
+EVALUATIONS = Table(
+    "evaluations",
+    key=("run_id", "task", "metric"),
+    is_project_wide=True,
+    ddl="""
+    run_id STRING NOT NULL COMMENT 'the run in `runs` whose model was evaluated',
+    task STRING NOT NULL COMMENT 'the evaluation dataset',
+    metric STRING NOT NULL,
+    value DOUBLE NOT NULL,
+    seed BIGINT NOT NULL
+    """,
+)
+
+PROMOTIONS = Table(
+    "promotions",
+    key=("decision_id",),
+    is_project_wide=True,
+    ddl="""
+    decision_id STRING NOT NULL,
+    model STRING NOT NULL COMMENT 'registered model',
+    challenger STRING NOT NULL COMMENT 'filter_version',
+    champion_compared STRING NOT NULL COMMENT 'filter_version of the champion, or the arm that stood in for one',
+    verdict STRING NOT NULL COMMENT 'promoted or refused',
+    reason STRING NOT NULL COMMENT 'the comparison in one line',
+    approver STRING COMMENT 'NULL where the gate decided alone',
+    decided_at TIMESTAMP NOT NULL COMMENT 'UTC'
+    """,
+)
+
+RUNS = Table(
+    "runs",
+    key=("run_id",),
+    is_project_wide=True,
+    ddl="""
+    run_id STRING NOT NULL,
+    name STRING NOT NULL COMMENT 'stage or kind of training run',
+    dataset STRING COMMENT 'the dataset it wrote to, where it is a stage',
+    key STRING NOT NULL COMMENT 'what makes it up to date: input data versions, config, code version',
+    inputs MAP<STRING, BIGINT> NOT NULL COMMENT 'table -> Delta version that was read',
+    output_version BIGINT COMMENT 'Delta version of the table written',
+    config_json STRING NOT NULL,
+    facts_json STRING NOT NULL COMMENT 'what prepare found, or what a training run produced',
+    git_commit STRING,
+    seconds DOUBLE NOT NULL,
+    num_rows_in BIGINT,
+    num_rows_by_status MAP<STRING, BIGINT> NOT NULL COMMENT 'terminal status -> rows; sums to num_rows_in for a stage',
+    ended_at TIMESTAMP NOT NULL COMMENT 'UTC'
+    """,
+)
+
+DATASET_TABLES = (
+    INPUTS, PAIRS, SIGNALS, DUPLICATES, CONTAMINATED, EMBEDDINGS, SCORES, SELECTIONS, RECEIPTS, SHARDS,
+)  # fmt: skip
+PROJECT_TABLES = (RUNS, EVALUATIONS, PROMOTIONS)

@@ -1,0 +1,157 @@
+"""What pins a version: records of encoders and filters, sha256 of files, folders that appear whole. Imports no torch.
+
+A folder holds `record.json` and the files whose sha256 the record names. Its version is the record's: contents, never a
+counter (DESIGN decision 5), so that stale vectors cannot pass for fresh ones.
+"""
+
+import hashlib
+import json
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict
+
+RECORD = "record.json"
+
+
+class WeightsError(Exception):
+    """Weights or records that are not what they are said to be. Says what was wanted, what was found, how to fix it."""
+
+    def __init__(self, *, wanted: str, found: str, fix: str) -> None:
+        super().__init__(f"wanted {wanted}; found {found}; fix: {fix}")
+
+
+class Record(BaseModel):
+    """Base of the records: immutable, and a field that it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @property
+    def version(self) -> str:
+        """First 16 hex digits of the sha256 over the record's canonical JSON, in which the weights are a sha256."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The record of a folder, without a look at its weights.
+
+        Raises:
+            WeightsError: there is no `record.json`.
+        """
+        path = folder / RECORD
+        if not path.is_file():
+            raise WeightsError(wanted=f"a folder with {RECORD}", found=str(folder), fix="build or fetch it first")
+        return cls.model_validate_json(path.read_bytes())
+
+    def write(self, folder: Path) -> None:
+        (folder / RECORD).write_text(self.model_dump_json(indent=2) + "\n")
+
+
+class Preprocessing(Record):
+    """How checked RGB becomes the tower's input, beyond `models.images` (EXIF orientation, transparency)."""
+
+    size_px: int
+    """Side of the square input, in pixels."""
+    resize: Literal["squash", "shortest"]
+    """squash: the whole image, aspect ratio lost. shortest: the shorter side to size_px, then the centre."""
+    interpolation: Literal["bicubic", "bilinear"]
+    mean: tuple[float, float, float]
+    """Subtracted from R, G and B after dividing by 255."""
+    std: tuple[float, float, float]
+    background: Literal["white"] = "white"
+    """What transparency is composited on."""
+
+
+class Tokenizer(Record):
+    """How a caption becomes tokens."""
+
+    kind: Literal["hf", "open_clip"]
+    """hf: from the files of the folder. open_clip: the BPE vocabulary inside the open_clip package."""
+    context_length: int
+    """Longest row, in tokens; what is beyond is cut."""
+    pad_id: int
+    max_chars: int
+    """A caption is cut here before it is tokenised, so that a megabyte of text takes bounded time."""
+    files: dict[str, str]
+    """File name in the folder -> sha256."""
+
+
+class EncoderRecord(Record):
+    """All that decides the bits of an encoder's vectors on one machine."""
+
+    name: str
+    architecture: dict[str, Any]
+    """`class` and keyword arguments of open_clip's model, quick_gelu (the activation) among them."""
+    preprocessing: Preprocessing
+    tokenizer: Tokenizer
+    image_dim: int
+    text_dim: int
+    shares_space: bool
+    """Whether the cosine of an image vector and a text vector means anything."""
+    is_normalised: bool
+    """Whether vectors leave the encoder with length 1."""
+    batch_size: int
+    """Images a forward pass: always that many, the last batch padded."""
+    text_batch_size: int
+    text_bucket_tokens: int | None
+    """Captions are padded to a multiple of this many tokens; None: all to the context length."""
+    weights_sha256: str
+
+
+class FilterRecord(Record):
+    """All that decides a filter's score of two stored vectors."""
+
+    name: str
+    formula: Literal["dfn_cosine"] = "dfn_cosine"
+    encoder_name: str
+    encoder_version: str
+    image_dim: int
+    text_dim: int
+    embed_dim: int | None
+    """Dimensions after the heads; None: the filter has no heads."""
+    weights_sha256: str | None
+
+
+def sha256_file(path: Path) -> str:
+    """The file's sha256 as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_files(folder: Path, wanted: Mapping[str, str]) -> None:
+    """Holds each file (name -> sha256) against its hash, before anything of it is used.
+
+    Raises:
+        WeightsError: a file is missing, cut or altered.
+    """
+    for name, sha256 in wanted.items():
+        path = folder / name
+        found = sha256_file(path) if path.is_file() else "no such file"
+        if found != sha256:
+            raise WeightsError(
+                wanted=f"{path} with sha256 {sha256}", found=found, fix=f"remove {folder} and build or copy it again"
+            )
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """Yields a temporary sibling that takes the name `out` when the block ends well: no reader meets half a folder.
+
+    What was at `out` is replaced; what a failed block wrote is removed.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    new, old = (out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.{what}" for what in ("new", "old"))
+    new.mkdir()
+    try:
+        yield new
+        if out.exists():
+            out.replace(old)
+        new.replace(out)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

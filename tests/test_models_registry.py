@@ -1,0 +1,178 @@
+"""MLflow on sqlite: what was logged is what comes back, and the gate sees differences only beyond noise."""
+
+import io
+import json
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from test_models_encoder import TINY, tiny_clip
+from test_models_filters import random_heads
+
+from models import registry
+from models.clip import assemble
+from models.encoder import Encoder
+from models.filters import Filter, save_heads
+from models.records import EncoderRecord, WeightsError
+from models.registry import GateDecision, RegistryError, gate
+
+DIM = TINY["embed_dim"]
+
+
+@pytest.fixture(scope="module")
+def registered(tmp_path_factory):
+    """A run and two versions over one tiny CLIP: version 1 by reference, version 2 with its towers."""
+    root = tmp_path_factory.mktemp("registry")
+    record = tiny_clip(root / "encoder")
+    folders = [root / "heads1", root / "heads2"]
+    for seed, folder in enumerate(folders):
+        save_heads(folder, random_heads(DIM, DIM, 3, seed=seed), encoder_record=record)
+    run_id = registry.log_training_run(
+        f"sqlite:///{root}/store/mlflow.db",
+        "filters",
+        "seed 0",
+        params={"steps": 400, "lr": 1e-3},
+        metrics={"dev_r5": 0.25},
+        step_losses=[4.8 - step / 1000 for step in range(1200)],
+        inputs={"/lake/clean/embeddings": 3, "/lake/clean/pairs": 0},
+        heads_folder=folders[0],
+        tags={"seed": "0"},
+    )
+    versions = [
+        registry.register_filter(run_id, folders[0], root / "encoder"),
+        registry.register_filter(run_id, folders[1], root / "encoder", with_towers=True),
+    ]
+    return root, run_id, versions
+
+
+def test_the_run_holds_its_recipe_losses_inputs_and_heads(registered):
+    root, run_id, _ = registered
+    client = mlflow.MlflowClient()
+    run = client.get_run(run_id)
+    assert run.data.params == {"steps": "400", "lr": "0.001", "encoder_folder": str(root / "encoder")}
+    assert run.data.metrics == {"loss": pytest.approx(3.601), "dev_r5": 0.25}
+    losses = client.get_metric_history(run_id, "loss")
+    assert [point.step for point in sorted(losses, key=lambda point: point.step)] == list(range(1200))
+    inputs = {(i.dataset.name, i.dataset.digest, i.dataset.source_type) for i in run.inputs.dataset_inputs}
+    assert inputs == {
+        ("/lake/clean/embeddings", "v3", "delta_table"),
+        ("/lake/clean/pairs", "v0", "delta_table"),
+    }
+    version = Filter.load(root / "heads1").version
+    assert (run.data.tags["filter_version"], run.data.tags["seed"]) == (version, "0")
+    assert (root / "store" / "artifacts" / "filters" / run_id / "artifacts" / "heads" / "record.json").is_file()
+
+
+def test_versions_are_found_again_by_number_and_alias(registered, tmp_path):
+    root, _, versions = registered
+    assert (versions, registry.champion()) == (["1", "2"], None)
+    with pytest.raises(RegistryError, match=r"wanted models:/dfn_filter@champion; found aliases of dfn_filter: none"):
+        registry.resolve("models:/dfn_filter@champion", tmp_path / "x")
+    registry.set_alias("dfn_filter", "champion", "2")
+    assert registry.champion() == "2"
+    for uri, wanted in {"models:/dfn_filter@champion": "heads2", "models:/dfn_filter/1": "heads1"}.items():
+        found = registry.resolve(uri, tmp_path / "resolved")
+        assert sorted(path.name for path in found.iterdir()) == ["heads.safetensors", "record.json"]
+        assert Filter.load(found).version == Filter.load(root / wanted).version
+    registry.set_alias("dfn_filter", "champion", "1")  # roll back
+    assert registry.champion() == "1"
+    with pytest.raises(RegistryError, match="@champion -> 1"):
+        registry.resolve("models:/dfn_filter@serving", tmp_path / "x")
+    with pytest.raises(RegistryError, match="version=9"):
+        registry.resolve("models:/dfn_filter/9", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_heads_are_registered_once_and_what_judged_a_champion_stays(registered):
+    root, run_id, _ = registered
+    arguments = ("other_filter", run_id, root / "heads1", root / "encoder")
+    assert registry.champion_tags("other_filter") is None
+    assert registry.ensure_registered(*arguments, tags={"judged": "a"}) == ("1", False)
+    assert registry.ensure_registered(*arguments, tags={"judged": "b"}) == ("1", False)
+    registry.set_alias("other_filter", registry.CHAMPION, "1")
+    assert registry.ensure_registered(*arguments, tags={"judged": "c"}) == ("1", True)
+    record = Filter.load(root / "heads1").record
+    assert registry.champion_tags("other_filter") == {
+        "filter_version": record.version,
+        "encoder_version": record.encoder_version,
+        "judged": "b",
+    }
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_registered_model_scores_bytes_as_the_filter_scores_vectors(registered, number):
+    root, _, versions = registered
+    encoder, filter = Encoder.load(root / "encoder"), Filter.load(root / f"heads{number + 1}")
+    files = []
+    for color in ("red", "#123456"):
+        Image.new("RGB", (50, 30), color).save(buffer := io.BytesIO(), "PNG")
+        files.append(buffer.getvalue())
+    frame = pd.DataFrame(
+        {"image": [files[0], b"<html>", files[1]], "text": ["red", "none", "dark blue"]}, index=[5, 6, 7]
+    )
+    scores = mlflow.pyfunc.load_model(f"models:/dfn_filter/{versions[number]}").predict(frame)
+    images = encoder.encode_images([encoder.preprocess(data) for data in files])
+    wanted = filter.score(images, encoder.encode_texts(["red", "dark blue"]))
+    np.testing.assert_array_equal(scores.to_numpy(), [wanted[0], np.nan, wanted[1]])
+    assert scores.index.tolist() == [5, 6, 7]
+
+
+def test_nothing_registered_is_pickled_and_the_requirements_are_pinned(registered):
+    root, _, versions = registered
+    files = [path for path in (root / "store" / "artifacts").rglob("*") if path.is_file()]
+    kinds = {path.suffix for path in files}
+    assert not kinds & {".pkl", ".pickle", ".pt", ".pth", ".bin"}
+    assert not any(path.read_bytes().startswith(b"\x80") for path in files)
+    model = mlflow.models.get_model_info(f"models:/dfn_filter/{versions[0]}")
+    assert json.loads(json.dumps(model.signature.to_dict()))["outputs"].count("float") == 1
+    requirements = next(path for path in files if path.name == "requirements.txt").read_text().split()
+    assert all("==" in line for line in requirements) and any(line.startswith("torch==") for line in requirements)
+
+
+def test_heads_of_another_encoder_are_not_registered(registered, tmp_path):
+    root, run_id, _ = registered
+    other = EncoderRecord.read(root / "encoder").model_copy(update={"batch_size": 99})
+    save_heads(tmp_path / "h", random_heads(DIM, DIM), encoder_record=other)
+    with pytest.raises(WeightsError, match="fix: give the encoder"):
+        registry.register_filter(run_id, tmp_path / "h", root / "encoder")
+    with pytest.raises(WeightsError, match="fix: give the encoder"):
+        assemble(root / "encoder", tmp_path / "h")
+
+
+def test_a_folder_is_no_tracking_store():
+    with pytest.raises(ValueError, match="fix: sqlite:///"):
+        registry.connect("./mlruns")
+
+
+def test_the_gate_passes_a_difference_beyond_noise():
+    """By hand: differences 1 2 3 4 5 have mean 3, standard error sqrt(.5), t = 4.2426 with 4 degrees of freedom."""
+    decision = gate([2, 4, 6, 8, 10], [1, 2, 3, 4, 5])
+    assert (decision.is_better, decision.mean_difference, decision.num_seeds) == (True, 3, 5)
+    assert decision.p_value == pytest.approx(0.006618, abs=1e-5)
+    assert decision.reason == "mean difference +3.0000 over 5 seeds, p = 0.0066: better beyond noise"
+
+
+@pytest.mark.parametrize(
+    ("challenger", "baseline", "level"),
+    [
+        ([1, 2, 3, 4, 5], [2, 4, 6, 8, 10], 0.05),  # worse, and surely so: one-sided
+        ([0.3, 0.1, 0.3, 0.1], [0.1, 0.3, 0.1, 0.25], 0.05),  # better in the mean only
+        ([2, 4, 6, 8, 10], [1, 2, 3, 4, 5], 0.001),  # not at this level
+        ([0.5] * 5, [0.5] * 5, 0.05),  # the same
+        ([0.9, 0.9], [0.1, 0.1], 0.05),  # too few seeds
+        ([], [], 0.05),
+    ],
+)
+def test_the_gate_stays_shut(challenger, baseline, level):
+    decision = gate(challenger, baseline, level=level)
+    assert isinstance(decision, GateDecision)
+    assert not decision.is_better
+
+
+def test_the_gate_pairs_by_seed_and_wants_numbers():
+    assert gate([0.11, 0.51, 0.91], [0.1, 0.5, 0.9]).is_better  # seeds differ by far more than the arms
+    for challenger, baseline in [([1, 2, 3], [1, 2]), ([1, 2, float("nan")], [0, 0, 0])]:
+        with pytest.raises(ValueError, match="every seed"):
+            gate(challenger, baseline)
