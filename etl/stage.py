@@ -23,7 +23,7 @@ Slice = Mapping[str, str | tuple[str, ...]]
 
 
 class UserError(Exception):
-"""What one version of one thing fills in a table: partition column -> its value or values. {} is all of it."""
+    """A mistake that the user can mend. Its text says what was wanted, what was found, and how to fix it. Exit code 2."""
 
 
 class StageConfig(pydantic.BaseModel):
