@@ -23,7 +23,7 @@ Slice = Mapping[str, str | tuple[str, ...]]
 
 
 class UserError(Exception):
-    """A mistake that the user can mend. Its text says what was wanted, what was found, and how to fix it. Exit code 2."""
+    """A mistake that the user can mend. Its text says what was wanted, what was found, how to fix it. Exit code 2."""
 
 
 class StageConfig(pydantic.BaseModel):
