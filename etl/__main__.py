@@ -17,6 +17,7 @@ import typer
 from etl.console import Reporter, emit
 from etl.corpora import SOURCES, CorpusError, CorpusSpec, build
 from etl.stage import UserError
+from models.records import WeightsError
 
 app = typer.Typer(
     help="Data Filtering Networks on Spark: score and select image-text pairs, and judge the filter by the model that "
@@ -128,7 +129,7 @@ def select(
         from etl.export import receipt_of
         from etl.loop import filter_folder
 
-        pool = dataset or _pool(project)
+        pool = _dataset(project, dataset)
         settings = project.config.stages.selection
         if settings.keep.top_fraction is not None:
             folder = filter_folder(project, filter)
@@ -154,7 +155,7 @@ def export(
         from etl.config import folder_of
         from etl.export import export_selection
 
-        pool = dataset or _pool(project)
+        pool = _dataset(project, dataset)
         shards = project.sources[pool].shards
         entries = export_selection(
             project.store, pool, selection_id, folder.absolute(), shards_root=folder_of(shards) if shards else "",
@@ -170,6 +171,8 @@ def verify(folder: Path, json: Json = False) -> None:
     """Check exported shards, or a corpus, against the manifest: every byte is read."""
     from etl.shards import verify as check
 
+    if not folder.is_dir():
+        raise UserError(f"wanted a folder of shards; found none at {folder}; fix: name the one with manifest.json")
     problems = check(str(folder))
     emit({"folder": folder, "problems": problems or "none"}, as_json=json)
     if problems:
@@ -185,10 +188,14 @@ def status(conf: Conf = ["local"], override: Set = [], json: Json = False, quiet
         emit(rows_by_status(project), as_json=json)
 
 
-def _pool(project: Any) -> str:
+def _dataset(project: Any, name: str) -> str:
+    """The dataset that was named, else the only pool."""
+    if name in project.config.datasets:
+        return name
     pools: list[str] = project.config.of_kind("pool")
-    if len(pools) != 1:
-        raise UserError(f"--dataset: wanted one pool; found {', '.join(pools) or 'none'}; fix: name the dataset")
+    if name or len(pools) != 1:
+        wanted = f"one of {', '.join(project.config.datasets)}" if name else "one pool"
+        raise UserError(f"--dataset: wanted {wanted}; found {name or ', '.join(pools) or 'none'}; fix: name one")
     return pools[0]
 
 
@@ -209,14 +216,16 @@ def _run(command: Callable[..., Any]) -> int:
         return int(command(standalone_mode=False) or 0)
     except typer.Exit as stop:
         return int(stop.exit_code)
-    except (UserError, CorpusError) as error:
+    except (UserError, CorpusError, WeightsError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     except typer.Abort:
+        sys.stderr.write("interrupted: what was committed stays; run it again to go on\n")
         return 130
     except Exception as error:
         if hasattr(error, "format_message"):  # click's usage errors
-            sys.stderr.write(f"error: {error.format_message()}\n")
+            if message := error.format_message():  # none where there is no command: then the help was printed
+                sys.stderr.write(f"error: {message}\n")
             return 2
         if _State.is_debug:
             raise

@@ -6,13 +6,14 @@ import json
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from etl import run
+if TYPE_CHECKING:
+    from etl.run import Progress as Done
 
 
 class Reporter:
@@ -29,7 +30,7 @@ class Reporter:
         seconds = f"{time.monotonic() - self._started:7.1f} s"
         self._console.print(f"[dim]{seconds}[/dim]  {escape(line)}", soft_wrap=True)
 
-    def progress(self, at: run.Progress) -> None:
+    def progress(self, at: Done) -> None:
         """After each chunk: a live bar on a terminal, a line in a log."""
         rate = at.rows_per_second
         if not self._console.is_terminal:

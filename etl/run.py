@@ -204,14 +204,18 @@ class _Job:
         before, this_run, started = total - sum(missing[c.id][1] for c in todo), 0, time.monotonic()
         facts = self._facts()
         must_replace = not commits
+        # Part of each commit's id: rows begun anew must not be taken for the same rows of an earlier beginning.
+        begun_in = commits[-1].version if commits else -1
         for number, chunk in enumerate(todo):
             content, num_left = missing[chunk.id]
             rows = grouped.where(F.col("_group").isin(list(chunk.groups))).drop("_group")
             if num_left < chunk.num_rows:
                 rows = rows.join(self._written().select(row_key), row_key, "left_anti")
             note = self._note(chunk=chunk.id, code=code, is_last=number == len(todo) - 1)
-            self._commit_chunk({**self.inputs, name: rows}, facts, content, note, must_replace)
-            must_replace, this_run = False, this_run + num_left
+            self._commit_chunk({**self.inputs, name: rows}, facts, digest(content, code, begun_in), note, must_replace)
+            if must_replace:
+                begun_in, must_replace = self.store.history(self.dataset, self.stage.writes[-1])[0].version, False
+            this_run += num_left
             at = (before + this_run, total, this_run, time.monotonic() - started)
             self.on_progress(Progress(self.stage.name, self.dataset, *at))
         counts = self._written().groupBy("status").count().collect()

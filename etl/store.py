@@ -37,14 +37,15 @@ SPARK_HAS = (
 RETENTION = "interval 400 days"
 """Receipts can be replayed as long: Delta's own defaults would forget after 7 and 30 days."""
 NO_DATA_CHANGE = {"OPTIMIZE", "VACUUM START", "VACUUM END", "SET TBLPROPERTIES", "CREATE TABLE", "ADD CONSTRAINT"}
+LOG_CONFIG = Path(__file__).with_name("log4j2.properties").absolute().as_uri()
+JIT = "-XX:TieredStopAtLevel=1"
 FAST_LOCAL = {
     # Small tables on one machine: one task for the Delta log, two for a shuffle, no UI, cheap JIT.
     "spark.databricks.delta.snapshotPartitions": "1",
     "spark.sql.shuffle.partitions": "2",
     "spark.sql.sources.parallelPartitionDiscovery.parallelism": "2",
     "spark.ui.enabled": "false",
-    "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
-    "spark.log.level": "FATAL",  # what fails comes back as an exception; the log would print each trace five times
+    "spark.driver.extraJavaOptions": f"{JIT} -XX:+UseSerialGC -Dlog4j2.configurationFile={LOG_CONFIG}",
     "spark.ui.showConsoleProgress": "false",
     "spark.driver.memory": "2g",
     "spark.driver.host": "127.0.0.1",
@@ -101,6 +102,8 @@ def session(name: str = "dfn", *, master: str = "local[2]", conf: Mapping[str, s
     if active := SparkSession.getActiveSession():
         return active
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    if master.startswith("local"):
+        os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     builder = SparkSession.builder.appName(name)
     if remote := os.environ.get("SPARK_REMOTE"):
         return builder.remote(remote).getOrCreate()
@@ -174,11 +177,10 @@ class Store:
 
     def history(self, dataset: str, table: Table) -> list[Commit]:
         """All versions that are still known, newest first."""
-        rows = self.spark.sql(f"DESCRIBE HISTORY {self.name(dataset, table)}")
-        return [
-            Commit(int(r["version"]), r["operation"], _note(r["userMetadata"]))
-            for r in rows.select("version", "operation", "userMetadata").orderBy("version", ascending=False).collect()
-        ]
+        # Sorted here: the command's own rows come without a Spark job.
+        rows = self.spark.sql(f"DESCRIBE HISTORY {self.name(dataset, table)}").collect()
+        commits = [Commit(int(r["version"]), r["operation"], _note(r["userMetadata"])) for r in rows]
+        return sorted(commits, key=lambda commit: -commit.version)
 
     def read(self, dataset: str, table: Table, *, version: int | None = None, where: Slice | None = None) -> DataFrame:
         """A table, or a slice of it, at a pinned version."""

@@ -81,13 +81,9 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
             return
         length = 0 if marker in _JPEG_BARE else int.from_bytes(data[start + 2 : start + 4], "big")
         end = start + 2 + length
-        if length < 2 and marker not in _JPEG_BARE:
-            raise _NotUnderstoodError
         if marker == _JPEG_SOS:
             following = _JPEG_MARKER_AFTER_SCAN.search(data, end)
             end = following.start() if following else len(data)
-        if end >= len(data):
-            raise _NotUnderstoodError
         yield marker, data[start:end]
         start = end
 
@@ -145,7 +141,7 @@ def _webp_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     """(type, its bytes with the padding) of all that the RIFF header spans."""
     (size,) = struct.unpack_from("<I", data, 4)
     start, stop = 12, 8 + size
-    if not start + 8 < stop <= len(data):
+    if stop > len(data):
         raise _NotUnderstoodError
     while start < stop:
         kind, (length,) = data[start : start + 4], struct.unpack_from("<I", data, start + 4)

@@ -221,7 +221,7 @@ def _runs(pointers: Iterable[Pointer]) -> Iterator[list[Pointer]]:
         if run:
             first_shard, start, _ = run[0]
             is_near = shard == first_shard and start <= offset <= end + GAP_BYTES
-            if not is_near or max(end, offset + size) - start > RANGE_BYTES:
+            if not is_near or offset + size - start > RANGE_BYTES:
                 yield run
                 run, end = [], 0
         run.append((shard, offset, size))

@@ -28,7 +28,7 @@ HF_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_t
 BERT_UNUSED = {"embeddings.position_ids", "pooler.dense.weight", "pooler.dense.bias"}  # by mean pooling
 HF_CONTEXT = 127
 """Tokens. One less than a multiple of the bucket, so that every row has a padding token: without any in the whole batch
-transformers drops the attention mask and takes another kernel, and a row's bits would depend on its neighbours."""
+transformers drops the attention mask and takes another path, and a row's bits could depend on its neighbours."""
 HF_BUCKET = 16
 LIT_TRUNK = "tf_efficientnet_lite0"
 LIT_SIZE_PX = 160

@@ -133,11 +133,9 @@ class Encoder:
     def _tokenize(self, texts: Sequence[str]) -> tuple[Tensor, NDArray[np.int64]]:
         """Tokens at the longest length, int64, shape NL; and how many of them each row is encoded with, shape N."""
         config, bucket = self.record.tokenizer, self.record.text_bucket_tokens
-        # A lone surrogate is no text: tokenisers refuse it.
-        clean = [text[: config.max_chars].encode("utf-8", "replace").decode() for text in texts]
-        if not clean:
+        if not texts:
             return torch.empty((0, config.context_length), dtype=torch.int64), np.empty(0, np.int64)
-        tokens_NL: Tensor = self._tokenizer(clean)
+        tokens_NL: Tensor = self._tokenizer([text[: config.max_chars] for text in texts])
         if bucket is None:
             return tokens_NL, np.full(len(texts), config.context_length)
         num_tokens_N = (tokens_NL != config.pad_id).sum(dim=1).numpy()

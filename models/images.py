@@ -12,7 +12,7 @@ encoder's record:
 | 16 bits a channel                   | scaled to 8: grey by rounding, colour by its high byte                       |
 | 32-bit integer and float, grey      | scaled from the smallest of [0, 1], [0, 255], [0, 65535] that holds them all,|
 |                                     | else from their own minimum and maximum; not a number is black               |
-| LAB                                 | littleCMS, to sRGB                                                           |
+| LAB                                 | Pillow's conversion, by littleCMS to sRGB                                    |
 | EXIF (or XMP) orientation           | applied; one that does not parse counts as upright                           |
 | animation, several pages            | the first frame                                                              |
 | colour profiles                     | not applied, as in open_clip                                                 |
@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 import imagehash
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image
 
 FORMATS = frozenset({"jpeg", "png", "webp", "gif", "bmp", "tiff"})
 """The allow-list: what may be decoded at all."""
@@ -209,9 +209,6 @@ def _orientation(image: Image.Image) -> int:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Any mode -> RGB, by the table at the top of this file."""
-    if image.mode == "LAB":
-        lab, srgb = (ImageCms.ImageCmsProfile(ImageCms.createProfile(space)) for space in ("LAB", "sRGB"))
-        return ImageCms.ImageCmsTransform(lab, srgb, "LAB", "RGB").apply(image)
     if image.mode.startswith(("I", "F")):
         image = _to_8_bits(image)
     if not image.has_transparency_data:

@@ -30,10 +30,8 @@ from models.records import EncoderRecord, whole_folder
 CHAMPION = "champion"  # the alias that the gate moves
 MIN_SEEDS = 3  # fewer differences give no idea of the noise
 METRICS_AT_ONCE = 1000  # MLflow's limit for one call
-PACKAGES = (
-    "imagehash mlflow numpy open-clip-torch pandas pillow pydantic safetensors timm torch torchvision transformers"
-)
-"""What the registered model imports."""
+# What the registered model imports.
+PACKAGES = "imagehash mlflow numpy open-clip-torch pandas pillow pydantic safetensors timm torch transformers"
 
 
 class RegistryError(Exception):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.data import UID_DTYPE, Vectors, batches, read_uids, u8_to_uid, uid_to_u8, write_part
+from models.data import UID_DTYPE, Vectors, _view, batches, read_uids, u8_to_uid, uid_to_u8, write_part
 
 UIDS = [hashlib.md5(str(i).encode()).hexdigest() for i in range(7)]
 IMAGES = np.arange(21, dtype=np.float16).reshape(7, 3)
@@ -58,6 +58,7 @@ def test_every_binary_type_and_slices_of_it(tmp_path, binary):
         writer.write_table(table, max_chunksize=2)
         writer.write_table(table.slice(7))
     assert Vectors.open(tmp_path).image_NI.tolist() == IMAGES[ORDER].tolist()
+    assert _view(pa.array(data, binary)[2:6], "image").tolist() == IMAGES[2:6].tolist()
 
 
 def parts_with(image):

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import etl.shards
 import etl.tar
 from etl.shards import (
     Member,
@@ -161,6 +162,14 @@ def test_every_cut_of_a_tar_is_noticed():
     for size in range(512, len(whole), 64):
         members, status = walk(whole[:size])
         assert (members, status) == (all_members[: len(members)], "cut")
+
+
+@pytest.mark.parametrize(
+    "record", [b"0 path=x\n", b"8 path=x\n", b"6 path=\n", b"9 path\n", b"9999999 path=x\n", b"\xff"]
+)
+def test_a_pax_record_of_a_false_length_ends_the_header(record):
+    extended = blocks(special("p", b"x", size=len(record))) + record + bytes(512 - len(record))
+    assert walk(extended + blocks(("a.jpg", b"1")) + END)[1] == "ok"
 
 
 @pytest.mark.parametrize("data", [b"", b"short", gzip.compress(WHOLE + END), picture(1), b"\xff" * 9999])
@@ -349,6 +358,15 @@ def test_every_row_of_a_dirty_shard_ends_in_a_status(tmp_path):
     assert summary == ShardSummary(str(shard), shard.stat().st_size, "ok", "1 too_large, 4 unsafe_member", 14)
 
 
+def test_what_is_not_ok_is_not_read(monkeypatch):
+    data = blocks(("a.jpg", b"x" * 5000), ("../b.jpg", b"x" * 3000), ("c.jpg", b"x" * 1000)) + END
+    file = Watched(data)
+    file.reads = []
+    monkeypatch.setattr(etl.shards, "open_shard", lambda uri: file)
+    scanned("a.tar", max_member_bytes=4000)
+    assert [size for _, size in file.reads if size != 512] == [1000]
+
+
 def test_of_a_cut_shard_the_sample_at_the_cut_is_left_out(tmp_path):
     shard = tmp_path / "s.tar"
     samples = [(f"{key}.{what}", data) for key in "abc" for what, data in (("png", picture(1)), ("txt", b"t"))]
@@ -438,7 +456,7 @@ def opened(monkeypatch) -> list[Watched]:
 def test_neighbours_are_read_in_one_go(opened):
     mega = 1 << 20
     pointers = [("a", 10, 5), ("a", 15, 5), ("a", 10, 2), ("a", 20 + mega, 7), ("a", 28 + 2 * mega, 3)]
-    pointers += [("a", 4 * mega, 6 * mega), ("a", 10 * mega, 3 * mega), ("b", 13 * mega, 7 * mega), ("a", 0, 1)]
+    pointers += [("a", 4 * mega, 6 * mega), ("a", 10 * mega, 3 * mega), ("b", 13 * mega, mega), ("a", 0, 1)]
     with RangeReader() as reader:
         found = list(reader.read_many(pointers))
         assert [file.closed for file in opened] == [True, True, False]
@@ -446,7 +464,7 @@ def test_neighbours_are_read_in_one_go(opened):
     assert [data[0] for data in found] == [0, 0, 0, 1, 2, 4, 10, 13, 0]
     assert [file.reads for file in opened] == [
         [(10, 17 + mega), (28 + 2 * mega, 3), (4 * mega, 6 * mega), (10 * mega, 3 * mega)],
-        [(13 * mega, 7 * mega)],
+        [(13 * mega, mega)],
         [(0, 1)],
     ]
     assert opened[-1].closed
@@ -457,7 +475,12 @@ def test_runs_keep_to_gap_and_range(opened):
     reader = RangeReader()
     list(reader.read_many([("a", 0, 1), ("a", 1 + mega, 1), ("a", 3 + 2 * mega, 1)]))
     list(reader.read_many([("a", i * mega, mega) for i in range(10)]))
-    assert opened[0].reads == [(0, 2 + mega), (3 + 2 * mega, 1), (0, 8 * mega), (8 * mega, 2 * mega)]
+    list(reader.read_many([("a", 9, 8 * mega - 1), ("a", 8 + 8 * mega, 2), ("a", 0, 2)]))
+    assert opened[0].reads == [
+        *((0, 2 + mega), (3 + 2 * mega, 1)),
+        *((0, 8 * mega), (8 * mega, 2 * mega)),
+        *((9, 8 * mega - 1), (8 + 8 * mega, 2), (0, 2)),
+    ]
 
 
 @pytest.mark.parametrize("pointer", [("a", 20 << 20, 1), ("a", 0, 1 << 50), ("a", -1, 1), ("a", 1 << 60, 5)])
@@ -467,6 +490,7 @@ def test_a_short_read_raises_after_all_that_is_whole(opened, pointer):
         for data in RangeReader().read_many([("a", (20 << 20) - 2, 2), pointer]):
             found += [data]
     assert (found, caught.value.status) == ([b"\x13\x13"], "read_error")
+    assert max(size for _, size in opened[0].reads) <= 20 << 20
 
 
 def test_a_missing_shard_is_a_read_error_that_keeps_its_place_to_itself(tmp_path):
@@ -507,7 +531,7 @@ def test_webdataset_reads_what_is_written(tmp_path, monkeypatch):
     monkeypatch.setenv("WDS_SECURE", "1")
     from webdataset import tariterators  # takes seconds, and must see WDS_SECURE
 
-    key = "long/" * 40 + "é"
+    key = "long/" * 40 + "é" * 60
     with ShardWriter(f"{tmp_path}/0.tar") as writer:
         writer.add("a", {"jpg": b"1", "txt": b"2"})
         writer.add(key, {"jpg": b"3", "orig.json": b"4"})

@@ -43,7 +43,7 @@ def image(kind: str, mode: str, turn: int, **options) -> bytes:
     text.add_itxt("Location", SECRET.decode())
     text.add_text("Long", SECRET.decode() * 9, zip=True)
     options = {"JPEG": {"comment": SECRET}, "PNG": {"pnginfo": text}, "WEBP": {"lossless": True}}[kind] | options
-    options |= {"xmp": XMP % 1} if kind != "PNG" else {}
+    options = ({"xmp": XMP % 1} if kind != "PNG" else {}) | options
     photo(mode).save(file, kind, exif=exif(turn), icc_profile=PROFILE, **options)
     return file.getvalue()
 
@@ -67,6 +67,19 @@ def test_metadata_goes_and_pixels_and_orientation_stay(kind, mode, turn):
         assert dict(found.getexif()) == ({0x0112: turn} if turn > 1 else {})
         assert found.info.get("icc_profile") == PROFILE
         assert not {"xmp", "comment", "Comment", "Location", "Long"} & set(found.info)
+    if kind == "WEBP":
+        assert bare[20] & 0x0C == (0x08 if turn > 1 else 0)  # EXIF, XMP
+
+
+def test_odd_chunks_of_a_webp_keep_their_padding():
+    for padding in (b"", b" "):
+        check(image("WEBP", "RGB", 6, xmp=XMP % 1 + padding))
+
+
+def test_the_colour_transform_of_adobe_stays():
+    data = bytearray(image("JPEG", "CMYK", 6))
+    data[data.index(b"Adobe") + 11] = 2  # YCCK
+    check(bytes(data))
 
 
 @pytest.mark.parametrize("options", [{"progressive": True}, {"restart_marker_blocks": 1}, {"optimize": True}])
@@ -136,9 +149,11 @@ def test_other_formats_come_back_as_they_are(kind):
 
 @pytest.mark.parametrize("kind", MODES)
 def test_a_cut_image_comes_back_as_it_is(kind):
-    data = image(kind, "RGB", 6)
-    for size in [*range(60), *range(60, len(data), 41), len(data) - 1]:
-        assert strip_metadata(data[:size]) == Stripped(data[:size], False)
+    file = io.BytesIO()
+    photo("RGB").save(file, kind)
+    for data in (image(kind, "RGB", 6), file.getvalue()):
+        for size in [*range(60), *range(60, len(data), 41), len(data) - 1]:
+            assert strip_metadata(data[:size]) == Stripped(data[:size], False)
 
 
 def test_lengths_that_lead_nowhere_are_not_understood():
@@ -146,10 +161,11 @@ def test_lengths_that_lead_nowhere_are_not_understood():
     broken = [
         b"\xff\xd8\xff\xe1\0\1" + b"\xff\xd9" * 9,  # shorter than its own length field
         b"\xff\xd8\xff\xe1\0\x08Exif",
-        png[:8] + png[33:],  # IHDR is not first
+        png[:8] + png[33:],
+        png[:8] + bytes(4) + b"teSt" + struct.pack(">I", zlib.crc32(b"teSt")) + png[8:],  # IHDR is not first
         webp[:4] + struct.pack("<I", 12) + webp[8:],
         b"RIFF" + struct.pack("<I", 12) + b"WEBPEXIF" + bytes(4),
-        b"RIFF" + struct.pack("<I", 12) + b"WEBPVP8X" + bytes(4),
+        b"RIFF" + struct.pack("<I", 20) + b"WEBPVP8X" + bytes(4) + b"ALPH" + bytes(4),
     ]
     assert [strip_metadata(data) for data in broken] == [Stripped(data, False) for data in broken]
 

@@ -93,7 +93,7 @@ def prepare(
     pairs: DataFrame, scores: DataFrame, contaminated: DataFrame, duplicates: DataFrame, *, config: Config
 ) -> Facts:
     """The cut: {threshold, threshold_uid, num_eligible, num_rows_by_status}."""
-    every = judged(pairs, scores, contaminated, duplicates, config)
+    every = judged(pairs, scores, contaminated, duplicates, config).localCheckpoint()  # joined once, scanned often
     counts = {row["verdict"]: int(row["count"]) for row in every.groupBy("verdict").count().collect()}
     num_eligible = counts.pop("eligible", 0)
     # Rounded first: 0.29 * 100 is 28.999999999999996 in binary, and 29 is meant.

@@ -1,0 +1,175 @@
+"""The `dfn` command: exit codes, one-line errors before Spark starts, the last line of --json."""
+
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+
+import etl.project
+from etl.__main__ import _run, app
+from tests.helpers import picture, write_shard
+
+
+@pytest.fixture
+def dfn(monkeypatch, capsys):
+    """dfn(*arguments) -> (exit code, stdout, stderr). Starting Spark is an error: none of these may get that far."""
+
+    def no_spark(*_, **__):
+        raise AssertionError("Spark was started")
+
+    monkeypatch.setattr(etl.project, "session", no_spark)
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def call(*arguments):
+        capsys.readouterr()
+        code = _run(partial(app, list(arguments)))
+        return (code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def exported(tmp_path):
+    """A folder with one shard of three pairs and its manifest."""
+    from etl.shard_writer import write_manifest
+    from models.records import sha256_file
+
+    folder = tmp_path / "exported"
+    folder.mkdir()
+    shard = folder / "00000.tar"
+    write_shard(shard, {f"{n}": {"png": picture(n), "txt": b"a picture"} for n in range(3)})
+    entry = {"shard": shard.name, "num_samples": 3, "size_bytes": shard.stat().st_size, "sha256": sha256_file(shard)}
+    write_manifest(str(folder), [entry], {})
+    return folder
+
+
+IN_AND_OUT = ["datasets.mine.kind=filter", "datasets.mine.shards=/data/in/*.tar", "output=/data/in"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["stages.embed.chunk_row=5"], ["stages.embed.chunk_row: unknown key", "did you mean chunk_rows?"]),
+        (["stages.embbed.chunk_rows=5"], ["stages.embbed: unknown key", "did you mean embed?"]),
+        (["datasets.pool.corpus.limt=5"], ["datasets.pool.corpus.limt: unknown key", "did you mean limit?"]),
+        (["outptu=x"], ["outptu: unknown key", "did you mean output?"]),
+        (["bad=1"], ["bad: unknown key", "known keys: datasets, encoder,"]),
+        (["datasets.pool.corpus.permute_fraction=-0.5"], ["pool.corpus.permute_fraction", "or equal to 0", "-0.5"]),
+        (["stages.selection.keep.top_fraction=-0.1"], ["stages.selection.keep.top_fraction", "greater than 0", "-0.1"]),
+        (["stages.selection.keep.top_fraction=1.5"], ["stages.selection.keep.top_fraction", "or equal to 1", "1.5"]),
+        (["stages.selection.keep.top_fraction=.nan"], ["stages.selection.keep.top_fraction", "nan"]),
+        (["stages.selection.keep.all=true", "stages.selection.keep.top_fraction=0.1"], ["keep", "exactly one of"]),
+        (["loop.gate_level=2"], ["loop.gate_level", "less than or equal to 1", "'2'"]),
+        (["loop.filter.steps=0"], ["loop.filter.steps", "greater than 0"]),
+        (IN_AND_OUT, ["wanted output outside the inputs", "datasets.mine in /data/in"]),
+        (["output"], ["wanted --set a.b=value", "'output'"]),
+        (["datasets.pool.corpus.sources=[iconify_smal]"], ["wanted a source among", "did you mean 'iconify_small'?"]),
+        (["datasets.pool.kind=pol"], ["datasets.pool.kind", "'pool'", "'pol'"]),
+        (["datasets.pool.shards=/x/*.tar"], ["datasets.pool", "wanted a corpus, or shards"]),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else str(value),
+)  # fmt: skip
+def test_a_mistake_in_the_config_is_one_line_and_exit_code_2(dfn, settings, says):
+    code, out, err = dfn("run", "--conf", "tiny", *[part for s in settings for part in ("--set", s)])
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert [part for part in says if part not in err] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("run --conf tinny", ["wanted a config file", "'tinny'", "demo, tiny"]),
+        ("run --conf tiny --dataset pol", ["--dataset: wanted some of pool, clean, things", "found pol"]),
+        ("run --conf tiny --stage embd", ["--stage: wanted some of ingest,", "found embd"]),
+        ("run --conf tiny --nope", ["No such option", "--nope"]),
+        ("nope", ["No such command", "nope"]),
+        ("corpora nope", ["wanted a source among art4apps,", "found 'nope'"]),
+        ("corpora", ["Missing argument"]),
+        ("select --conf tiny", ["--filter: wanted a folder or models:/NAME@ALIAS", "found none"]),
+        ("select --conf tiny --filter /nowhere", ["wanted a folder with record.json", "found /nowhere", "fix:"]),
+        ("select --conf tiny --dataset pol --filter /x", ["wanted one of pool, clean, things", "found pol", "fix:"]),
+        ("export abc /nowhere --conf tiny --dataset pol", ["wanted one of pool, clean, things", "found pol", "fix:"]),
+        ("export abc /nowhere --conf tiny --pairs-per-shard 0", ["--pairs-per-shard", "equal to 1"]),
+        ("verify /nowhere", ["wanted a folder of shards", "none at /nowhere", "fix:"]),
+    ],
+)
+def test_a_mistake_in_the_arguments_is_one_line_and_exit_code_2(dfn, arguments, says):
+    code, out, err = dfn(*arguments.split())
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert [part for part in says if part not in err] == []
+
+
+def test_without_two_pools_or_with_none_the_dataset_must_be_named(dfn):
+    code, _, err = dfn("select", "--conf", "tiny", "--set", "datasets.clean.kind=pool", "--filter", "/x")
+    assert (code, err) == (2, "error: --dataset: wanted one pool; found pool, clean; fix: name one\n")
+
+
+def test_the_help_lists_the_commands(dfn):
+    code, out, _ = dfn("--help")
+    assert code == 0
+    wanted = ["corpora", "run", "loop", "select", "export", "verify", "status"]
+    assert [name for name in wanted if f"│ {name} " not in out] == []
+
+
+def test_no_command_prints_the_help_and_no_error(dfn):
+    code, out, err = dfn()
+    assert (code, err) == (2, "")
+    assert "Commands" in out
+
+
+def test_a_bug_is_exit_code_1_and_says_how_to_see_the_trace(dfn, monkeypatch):
+    def broken(_):
+        raise RuntimeError("first line\nsecond line")
+
+    monkeypatch.setattr("etl.shards.verify", broken)
+    code, out, err = dfn("verify", ".")
+    assert (code, out) == (1, "")
+    assert err == "error: RuntimeError: first line (dfn --debug ... shows the trace)\n"
+    with pytest.raises(RuntimeError, match="second line"):
+        dfn("--debug", "verify", ".")
+
+
+def test_a_good_folder_passes_verify(dfn, exported):
+    code, out, err = dfn("verify", str(exported), "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out.splitlines()[-1]) == {"folder": str(exported), "problems": "none"}
+
+
+@pytest.mark.parametrize("damage", ["cut at a block", "one byte", "no manifest", "a shard too many", "no shard"])
+def test_a_damaged_folder_fails_verify_with_exit_code_3(dfn, exported, damage):
+    shard = exported / "00000.tar"
+    data = bytearray(shard.read_bytes())
+    if damage == "cut at a block":
+        shard.write_bytes(data[: len(data) // 1024 * 512])
+    elif damage == "one byte":
+        data[600] ^= 1
+        shard.write_bytes(data)
+    elif damage == "a shard too many":
+        (exported / "00001.tar").write_bytes(data)
+    else:
+        (exported / ("manifest.json" if damage == "no manifest" else shard.name)).unlink()
+    code, out, err = dfn("verify", str(exported), "--json")
+    assert (code, err) == (3, "")
+    problems = json.loads(out.splitlines()[-1])["problems"]
+    assert problems
+    assert {problem.split(":")[0] for problem in problems} <= {"00000.tar", "00001.tar", "manifest.json"}
+    code, out, _ = dfn("verify", str(exported))
+    assert code == 3
+    assert "problems" in out
+
+
+@pytest.mark.parametrize("arguments", [["--set", "bad=1"], ["--set", "stages.selection.keep.top_fraction=1.5"]])
+def test_a_mistake_is_told_on_a_machine_without_java(tmp_path, arguments):
+    environment = {**os.environ, "JAVA_HOME": "/nowhere", "PATH": str(tmp_path)}
+    command = [sys.executable, "-m", "etl", "run", "--conf", "tiny", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,221 @@
+"""The tiny recipe, whole: 600 real pairs from shards to an induced model's metric, and what leaves the tables."""
+
+import hashlib
+import json
+import tarfile
+from argparse import Namespace
+
+import numpy as np
+import pytest
+from pyspark.sql import functions as F
+
+from etl.config import folder_of
+from etl.export import export_selection, receipt_of, receipts, uid_list
+from etl.loop import Loop
+from etl.project import Project
+from etl.shards import verify
+from etl.stage import UserError, fold_hash
+from etl.stages import STAGES
+from etl.tables import DATASET_TABLES, EMBEDDINGS, PAIRS, PROJECT_TABLES, PROMOTIONS, RUNS, SCORES, SELECTIONS, STATUSES
+
+SEEDS = (0, 1, 2)
+
+
+@pytest.fixture(scope="module")
+def dfn_receipt(tiny):
+    return tiny[1].arms["dfn"].receipts[0]
+
+
+@pytest.fixture(scope="module")
+def exported(tiny, dfn_receipt, tmp_path_factory):
+    project = tiny[0]
+    folder = tmp_path_factory.mktemp("export") / "dfn"
+    root = folder_of(project.sources["pool"].shards)
+    export_selection(project.store, "pool", dfn_receipt["selection_id"], folder, shards_root=root, pairs_per_shard=25)
+    return folder
+
+
+def kept_uids(project, receipt):
+    rows = project.store.read("pool", SELECTIONS, where={"selection_id": receipt["selection_id"]}).collect()
+    return sorted(row["uid"] for row in rows)
+
+
+def test_rows_in_are_rows_by_terminal_status_for_every_stage(tiny):
+    project = tiny[0]
+    runs = project.store.read("", RUNS).where("dataset IS NOT NULL").collect()
+    assert {run["name"] for run in runs} == {stage.name for stage in STAGES}
+    assert [run["name"] for run in runs if sum(run["num_rows_by_status"].values()) != run["num_rows_in"]] == []
+    rows = {
+        name: project.store.read("pool", table).count() for name, table in (("pairs", PAIRS), ("vectors", EMBEDDINGS))
+    }
+    assert rows == {"pairs": 400, "vectors": 400}
+    scored = project.store.read("pool", SCORES).groupBy("filter_version", "status").count().collect()
+    assert [(row["status"], row["count"]) for row in scored] == [("ok", 400)] * len(SEEDS)
+    assert {status for run in runs if run["name"] == "embed" for status in run["num_rows_by_status"]} <= set(STATUSES)
+
+
+def test_all_arms_see_as_many_samples_and_filtered_arms_as_many_pairs(tiny):
+    project, ended, _ = tiny
+    rows = {name: {receipt["num_rows"] for receipt in arm.receipts.values()} for name, arm in ended.arms.items()}
+    assert rows == {"whole_pool": {400}, "random": {60}, "dfn": {60}}
+    trained = project.store.read("", RUNS).where("name = 'induced'").collect()
+    recipes = {
+        (json.loads(run["config_json"])["steps"], json.loads(run["config_json"])["batch_size"]) for run in trained
+    }
+    assert (len(trained), recipes) == (9, {(40, 32)})
+
+
+def test_precision_is_that_of_the_planted_truth(tiny):
+    project, ended, _ = tiny
+    truth = Loop(project).truth_by_uid()
+    for arm in ended.arms.values():
+        expected = {
+            seed: np.mean([truth[uid] for uid in kept_uids(project, receipt)]) for seed, receipt in arm.receipts.items()
+        }
+        assert arm.precision == pytest.approx(expected)
+    assert sum(truth.values()) == pytest.approx(200, abs=3)
+
+
+def test_a_receipt_names_what_was_read_and_its_hash_is_that_of_the_rows(tiny, dfn_receipt):
+    project = tiny[0]
+    halves = [hashlib.md5(f"{uid}\0001".encode()).digest() for uid in kept_uids(project, dfn_receipt)]
+    high, low = (sum(int.from_bytes(half[at : at + 8], "big") for half in halves) for at in (0, 8))
+    assert dfn_receipt["hash"] == fold_hash(high, low)
+    assert set(dfn_receipt["inputs"]) == {"pool.pairs", "pool.scores", "pool.contaminated", "pool.duplicates"}
+    assert dfn_receipt["rule"]["filter_version"] and dfn_receipt["rule"]["keep"]["top_fraction"] == 0.15
+
+
+def test_the_gate_looks_at_induced_models_and_leaves_its_decision(tiny):
+    from models import registry
+
+    project, ended, _ = tiny
+    row = project.store.read("", PROMOTIONS).collect()[0]
+    assert row["verdict"] == ("promoted" if ended.is_promoted else "refused")
+    assert row["champion_compared"] in ("arm whole_pool", "arm random")
+    registry.connect(project.tracking_uri)
+    assert registry.champion() == ("1" if ended.is_promoted else None)
+    assert "dfn_filter version 1" in ended.verdict
+
+
+def test_summary_and_report_hold_the_results(tiny, tiny_output):
+    summary = json.loads((tiny_output / "summary.json").read_text())
+    assert set(summary["results"]) == {"whole_pool", "random", "dfn"}
+    for arm in summary["results"].values():
+        assert set(arm["avg"]) == {"mean", "std", "seeds"} and arm["avg"]["seeds"] == 3
+    assert summary["tables"]["pool.embeddings"] == {"ok": 400}
+    assert {"ingest", "embed", "score", "selection", "filter", "induced"} <= set(summary["seconds"])
+    page = (tiny_output / "report.html").read_text()
+    assert page.count("data:image/png;base64") == 30
+
+
+def test_run_again_it_recomputes_nothing(tiny):
+    project = tiny[0]
+
+    def versions():
+        tables = [(d, t) for d in project.config.datasets for t in DATASET_TABLES] + [("", t) for t in PROJECT_TABLES]
+        return {
+            project.store.name(d, t): project.store.history(d, t)[0].version
+            for d, t in tables
+            if project.store.exists(d, t)
+        }
+
+    before, said = versions(), []
+    calls = project.config.stages.embed.calls_file
+    encoded = calls.read_text()
+    ended = Loop(Project(project.config, said.append)).run()
+    work = [line for line in said if "up to date" not in line and "Spark" not in line and not line.startswith("gate")]
+    assert work == [line for line in work if " pairs in " in line or ": 400 pairs" in line]
+    assert (versions(), calls.read_text()) == (before, encoded)
+    assert ended.arms["dfn"].metrics == tiny[1].arms["dfn"].metrics
+
+
+def test_exported_shards_are_read_by_plain_tarfile_and_hold_the_selection(tiny, dfn_receipt, exported):
+    project = tiny[0]
+    samples = {}
+    for path in sorted(exported.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                uid, extension = member.name.split(".")
+                samples.setdefault(uid, {})[extension] = tar.extractfile(member).read()
+    rows = project.store.read("pool", PAIRS).select("uid", "text", "url").collect()
+    of = {row["uid"]: row for row in rows}
+    assert sorted(samples) == kept_uids(project, dfn_receipt)
+    for uid, sample in samples.items():
+        facts = json.loads(sample["json"])
+        assert (sample["txt"].decode(), facts["url"], facts["uid"]) == (of[uid]["text"], of[uid]["url"], uid)
+        assert facts["sha256"] == hashlib.sha256(sample["png"]).hexdigest()
+    assert verify(str(exported)) == []
+    assert json.loads((exported / "manifest.json").read_text())["receipt"]["hash"] == dfn_receipt["hash"]
+
+
+def test_exported_shards_are_read_by_open_clips_own_loader(tiny, dfn_receipt, exported):
+    from open_clip_train.data import get_wds_dataset
+
+    arguments = Namespace(
+        train_data=f"{exported}/{{00000..00002}}.tar", train_num_samples=60, workers=1, batch_size=20, seed=0,
+        world_size=1, train_data_upsampling_factors=None, dataset_resampled=False,
+    )  # fmt: skip
+    data = get_wds_dataset(arguments, lambda image: np.asarray(image).sum(), True, tokenizer=lambda text: [len(text)])
+    chosen = tiny[0].store.read("pool", PAIRS).where(F.col("uid").isin(kept_uids(tiny[0], dfn_receipt)))
+    captions = [row["text"] for row in chosen.select("text").collect()]
+    lengths = sorted(int(n) for _, texts in data.dataloader for n in texts)
+    assert lengths == sorted(len(caption) for caption in captions) and len(lengths) == 60
+
+
+def test_the_uid_list_is_what_datacomps_resharder_reads(tiny, dfn_receipt, exported):
+    uids = np.load(exported / "uids.npy")
+    assert uids.dtype == np.dtype("u8,u8")
+    assert (np.sort(uids) == uids).all()
+    assert [f"{a:016x}{b:016x}" for a, b in uids.tolist()] == kept_uids(tiny[0], dfn_receipt)
+
+
+def test_the_uid_list_is_the_same_when_streamed_in_ranges(tiny, dfn_receipt, exported, tmp_path):
+    path = tmp_path / "uids.npy"
+    assert uid_list(tiny[0].store, "pool", dfn_receipt["selection_id"], path, rows_at_once=4) == 60
+    assert path.read_bytes() == (exported / "uids.npy").read_bytes()
+
+
+def test_an_export_into_a_folder_that_has_one_is_refused(tiny, dfn_receipt, exported):
+    with pytest.raises(UserError, match="wanted a folder without an export"):
+        export_selection(tiny[0].store, "pool", dfn_receipt["selection_id"], exported, shards_root="")
+
+
+def test_an_unknown_selection_is_refused_with_those_that_there_are(tiny):
+    known = receipts(tiny[0].store, "pool")
+    assert len(known) == 7
+    with pytest.raises(UserError, match=next(iter(known))):
+        receipt_of(tiny[0].store, "pool", "nonsense")
+
+
+def test_stored_scores_are_those_of_the_full_model_on_pixels(tiny):
+    """The filter that training made is a CLIP: it scores pixels as it scores stored vectors."""
+    import torch
+
+    from etl.shards import RangeReader
+    from models import clip
+    from models.encoder import Encoder
+    from models.images import decode_rgb
+
+    project, ended, _ = tiny
+    folder = ended.filters[0].folder
+    model, encoder = clip.assemble(project.encoder[1], folder).eval(), Encoder.load(project.encoder[1])
+    version = json.loads((folder / "record.json").read_text())
+    assert version["encoder_version"] == project.encoder[0].version
+    receipt = ended.arms["dfn"].receipts[0]
+    where = {"filter_version": receipt["rule"]["filter_version"]}
+    rows = project.store.read("pool", SCORES, where=where).join(project.store.read("pool", PAIRS), "uid").orderBy("uid")
+    root = folder_of(project.sources["pool"].shards)
+    reader, tokenizer = RangeReader(), clip.load_tokenizer(project.encoder[1], project.encoder[0])
+    mean, std = (
+        torch.tensor(v).view(3, 1, 1)
+        for v in (project.encoder[0].preprocessing.mean, project.encoder[0].preprocessing.std)
+    )
+    for row in rows.limit(8).collect():
+        image = decode_rgb(reader.read(f"{root}/{row['shard']}", row["offset_bytes"], row["size_bytes"]))
+        pixels = (torch.from_numpy(encoder.preprocess(image)).float() / 255 - mean) / std
+        with torch.no_grad():
+            vectors = (
+                model.encode_image(pixels[None], normalize=True),
+                model.encode_text(tokenizer([row["text"]]), normalize=True),
+            )
+        assert float((vectors[0] * vectors[1]).sum()) == pytest.approx(row["score"], abs=1e-3)

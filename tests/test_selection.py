@@ -1,0 +1,200 @@
+"""Selections: which pairs a rule keeps, against numpy, and receipts, against a computation of their own."""
+
+import hashlib
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pydantic
+import pytest
+from helpers import frame, rows_of, uid
+
+from etl.stage import content_hash, fold_hash
+from etl.stages import selection
+from etl.stages.selection import Config, Keep, Unique, find_cut
+from etl.tables import CONTAMINATED, DUPLICATES, PAIRS, SCORES
+
+
+def random_uids(rng, count):
+    return [rng.bytes(16).hex() for _ in range(count)]
+
+
+def scores_like(rng, kind, count):
+    """`count` scores of a kind that a histogram could get wrong."""
+    return {
+        "normal": lambda: rng.standard_normal(count),
+        "ties": lambda: rng.integers(-2, 3, count) / 4,
+        "equal": lambda: np.full(count, 0.25),
+        "zeros": lambda: rng.choice([0.0, -0.0], count),
+        "huge": lambda: rng.choice([-3e38, -1.0, 0.0, 5e-324, 1e-300, 3e38], count) * rng.choice([1.0, 0.5], count),
+        "close": lambda: 1 + rng.integers(0, 50, count) * 2.0**-52,
+        "outlier": lambda: np.append(rng.standard_normal(count - 1) * 1e-9, 1e30),
+    }[kind]()
+
+
+def first(uids, scores, k):
+    """The k first by score descending, then uid ascending; -0.0 and 0.0 are one value."""
+    order = sorted(range(len(uids)), key=lambda i: (-(scores[i] + 0.0), uids[i]))
+    return [uids[i] for i in order[:k]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "k"),
+    [
+        ("normal", 1, 1), ("normal", 300, 1), ("normal", 300, 300), ("ties", 300, 97), ("equal", 40, 7),
+        ("equal", 40, 40), ("zeros", 50, 13), ("huge", 200, 90), ("close", 200, 61), ("outlier", 200, 30),
+    ],
+)  # fmt: skip
+def test_the_cut_is_that_of_a_sort(spark, kind, count, k):
+    rng = np.random.default_rng(hash((count, k)) % 2**32)
+    uids, scores = random_uids(rng, count), scores_like(rng, kind, count)
+    ranked = spark.createDataFrame(pd.DataFrame({"uid": uids, "rank": scores.astype(float)})).repartition(3)
+    threshold, last = find_cut(ranked, k)
+    kept = [u for u, s in zip(uids, scores, strict=True) if s > threshold or (s == threshold and u <= last)]
+    wanted = first(uids, scores, k)
+    assert sorted(kept) == sorted(wanted)
+    assert last == wanted[-1]
+
+
+def test_ties_among_uids_that_start_alike(spark):
+    """The prefix search must go to the last digit."""
+    uids = [uid(n) for n in (0, 1, 2, 3, 0x10000, 0x10001)] + ["f" * 32]
+    ranked = spark.createDataFrame(pd.DataFrame({"uid": uids, "rank": [0.5] * 7}))
+    assert [find_cut(ranked, k)[1] for k in (1, 3, 6, 7)] == [uids[0], uids[2], uids[5], "f" * 32]
+
+
+@pytest.mark.parametrize(
+    "keep",
+    [{}, {"top_fraction": 0.1, "all": True}, {"top_fraction": 0.1, "random_fraction": 0.1}, {"all": False},
+     {"top_fraction": 0}, {"top_fraction": 1.5}, {"random_fraction": -0.1}, {"bottom_fraction": 0.1}],
+)  # fmt: skip
+def test_keep_refuses(keep):
+    with pytest.raises(pydantic.ValidationError):
+        Keep(**keep)
+
+
+def selected(spark, config, pairs, scores=(), contaminated=(), duplicates=(), partitions=None):
+    """(facts, kept rows, receipt) of a stage run."""
+    inputs = {
+        "pairs": frame(spark, PAIRS, pairs, partitions),
+        "scores": frame(spark, SCORES, list(scores), partitions),
+        "contaminated": frame(spark, CONTAMINATED, list(contaminated), partitions),
+        "duplicates": frame(spark, DUPLICATES, list(duplicates), partitions),
+    }
+    facts = selection.prepare(**inputs, config=config)
+    facts |= {"key": "0123456789abcdef" * 4, "inputs": {"pool.pairs": 3, "pool.scores": 5}}
+    selections, receipts = selection.transform(**inputs, config=config, facts=facts)
+    return facts, rows_of(selections), [row.asDict() for row in receipts.collect()]
+
+
+def receipt_hash(uids, num_repeats=1):
+    """As the receipts table states it, from nothing but that statement."""
+    total = sum(int(hashlib.md5(f"{u}\0{num_repeats}".encode()).hexdigest(), 16) for u in uids)
+    return f"{total % 2**128:032x}"
+
+
+def pool(count=60):
+    """Every status, verdict and kind of score: of 60 pairs."""
+    statuses = {50: "metadata_only", 51: "decode_error", 52: "missing_text", 53: "missing_text"}
+    pairs = [{"uid": uid(n), "status": statuses.get(n, "ok")} for n in range(count)]
+    scores = [{"uid": uid(n), "score": (n * 7 % 20) / 10 - 1, "status": "ok"} for n in range(count) if n != 54]
+    scores[10] |= {"score": None, "status": "invalid_output"}
+    scores[11] |= {"score": math.nan}  # No table takes it; nothing must come of it all the same.
+    scores[12] |= {"score": 9.0, "status": "no_vectors"}
+    contaminated = [{"uid": uid(n), "eval_set": s, "method": "phash"} for n in (0, 1, 50) for s in ("a", "b")]
+    duplicates = [{"uid": uid(n), "group_uid": uid(20), "method": "sha256"} for n in (20, 21, 22)]
+    duplicates += [{"uid": uid(n), "group_uid": uid(22), "method": "phash"} for n in (22, 23)]
+    return {"pairs": pairs, "scores": scores, "contaminated": contaminated, "duplicates": duplicates}
+
+
+GONE = {10, 11, 12, 54, 50, 51, 52, 53}  # of `pool`: no score, or not ok
+ALL_NOT_OK = {"metadata_only": 1, "decode_error": 1, "missing_text": 2}
+
+
+def test_top_fraction_is_the_same_over_any_partitions_and_has_its_receipt(spark):
+    config = Config(keep=Keep(top_fraction=0.4), unique=Unique(by=("sha256",)), seed=3, filter="f", filter_version="v")
+    eligible = [n for n in range(60) if n not in GONE | {0, 1, 21, 22}]
+    score = {n: float(np.float32((n * 7 % 20) / 10 - 1)) for n in eligible}
+    kept = sorted(eligible, key=lambda n: (-score[n], uid(n)))[: int(len(eligible) * 0.4)]
+    found = [selected(spark, config, **pool(), partitions=partitions) for partitions in (1, 4, 13)]
+    facts, rows, receipts = found[0]
+    assert found[1:] == [found[0]] * 2
+    assert rows == [("0123456789abcdef", uid(n), score[n], 1) for n in sorted(kept)]
+    by_status = {"kept": 19, "below_cut": 29, "contaminated": 2, "duplicate": 2, "no_score": 4, **ALL_NOT_OK}
+    cut = {"threshold": score[kept[-1]], "threshold_uid": uid(kept[-1]), "num_eligible": 48}
+    assert {k: facts[k] for k in (*cut, "num_rows_by_status")} == {**cut, "num_rows_by_status": by_status}
+    assert sum(by_status.values()) == 60
+    (receipt,) = receipts
+    assert json.loads(receipt.pop("facts")) == {**cut, "num_rows_by_status": by_status}
+    assert Config.model_validate_json(receipt.pop("rule")) == config
+    assert receipt == {
+        "selection_id": "0123456789abcdef", "inputs": {"pool.pairs": 3, "pool.scores": 5}, "seed": 3, "num_rows": 19,
+        "hash": receipt_hash(uid(n) for n in kept),
+    }  # fmt: skip
+
+
+def test_all_ranks_nothing_and_heeds_the_rule_alone(spark):
+    given = pool()
+    not_ok = {50, 51, 52, 53}
+    # By phash 23 goes and 22, smallest of its group, stays; by sha256 21 and 22 go.
+    rules = [((), (), set()), (("contaminated",), ("phash",), {0, 1, 23}), ((), ("sha256", "phash"), {21, 22, 23})]
+    for exclude, by, gone in rules:
+        config = Config(keep=Keep(all=True), exclude=exclude, unique=Unique(by=by) if by else None)
+        facts, rows, receipts = selected(spark, config, **given)
+        kept = [n for n in range(60) if n not in gone | not_ok]
+        assert rows == [("0123456789abcdef", uid(n), None, 1) for n in kept]
+        assert sum(facts["num_rows_by_status"].values()) == 60
+        assert receipts[0]["hash"] == receipt_hash(uid(n) for n in kept)
+
+
+def test_a_random_share_follows_from_the_seed_alone(spark):
+    pairs = [{"uid": uid(n), "status": "ok"} for n in range(200)]
+    one = [selected(spark, Config(keep=Keep(random_fraction=0.3), seed=1), pairs, partitions=p) for p in (1, 4, 13)]
+    other = selected(spark, Config(keep=Keep(random_fraction=0.3), seed=2), pairs)
+    assert one[1:] == [one[0]] * 2
+
+    def drawn(seed):
+        """The 60 with the largest numbers: what `draw` states, by hashlib."""
+        number = {u: int(hashlib.md5(f"{seed}:{u}".encode()).hexdigest()[:13], 16) / 16**13 for u in map(uid, range(200))}
+        return sorted((u, number[u]) for u in sorted(number, key=lambda u: (-number[u], u))[:60])
+
+    assert [row[1:3] for row in one[0][1]] == drawn(1)
+    assert [row[1:3] for row in other[1]] == drawn(2)
+    assert 5 < len({row[1] for row in one[0][1]} & {row[1] for row in other[1]}) < 35  # 18 are expected
+
+
+@pytest.mark.parametrize(("fraction", "count", "kept"), [(0.29, 100, 29), (0.15, 6, 0), (1.0, 3, 3)])
+def test_the_number_kept_is_the_floor_of_what_is_meant(spark, fraction, count, kept):
+    pairs = [{"uid": uid(n), "status": "ok"} for n in range(count)]
+    scores = [{"uid": uid(n), "score": n / 1000, "status": "ok"} for n in range(count)]
+    facts, rows, receipts = selected(spark, Config(keep=Keep(top_fraction=fraction)), pairs, scores)
+    assert [row[1] for row in rows] == [uid(n) for n in range(count - kept, count)]
+    assert facts["num_rows_by_status"] == {"kept": kept, "below_cut": count - kept}
+    assert (receipts[0]["num_rows"], receipts[0]["hash"]) == (kept, receipt_hash(row[1] for row in rows))
+
+
+def test_of_nothing_nothing_is_kept(spark):
+    facts, rows, receipts = selected(spark, Config(), [])
+    assert rows == []
+    assert facts["num_rows_by_status"] == {"kept": 0, "below_cut": 0}
+    assert (receipts[0]["num_rows"], receipts[0]["hash"]) == (0, "0" * 32)
+
+
+def test_the_hash_of_rows_is_a_sum_of_md5(spark):
+    rng = np.random.default_rng(0)
+    rows = [(u, int(n)) for u, n in zip(random_uids(rng, 500), rng.integers(1, 9, 500), strict=True)]
+    total = sum(int(hashlib.md5(f"{u}\0{n}".encode()).hexdigest(), 16) for u, n in rows) % 2**128
+    for part in (rows, rows[::-1]):
+        sums = spark.createDataFrame(part, "uid string, n int").repartition(5).agg(*content_hash("uid", "n")).first()
+        assert fold_hash(*sums) == f"{total:032x}"
+
+
+def test_the_hash_tells_null_from_text_and_one_row_twice_from_once(spark):
+    made = spark.createDataFrame([("a", None), ("a", ""), ("a", "x"), ("a", "x")], "u string, v string")
+    hashes = {
+        fold_hash(*made.where(condition).agg(*content_hash("u", "v")).first())
+        for condition in ("v IS NULL", "v = ''", "v = 'x'")
+    }
+    assert len(hashes) == 3
+    assert fold_hash(None, None) == "0" * 32

@@ -1,0 +1,136 @@
+"""The store: contracts enforced by the table, commits that happen once, versions of slices, leases."""
+
+import multiprocessing
+import os
+
+import pytest
+
+from etl.stage import Table, UserError, content_hash, fold_hash, overlap, predicate
+from etl.store import Commit, Store, data_version
+
+FRUIT = Table(
+    "fruit",
+    key=("kind", "name"),
+    sliced_by=("kind",),
+    ddl="kind STRING NOT NULL COMMENT 'slice', name STRING NOT NULL, grams INT COMMENT 'weight, g'",
+    checks={"grams_positive": "grams IS NULL OR grams > 0"},
+)
+
+
+def rows(store, **read):
+    return sorted(tuple(row) for row in store.read("garden", FRUIT, **read).collect())
+
+
+def frame(store, *tuples):
+    return store.spark.createDataFrame(list(tuples), "kind string, name string, grams int")
+
+
+@pytest.fixture
+def fruit(store) -> Store:
+    store.create("garden", FRUIT)
+    return store
+
+
+def append(store, *tuples, content, **note):
+    store.append_once(frame(store, *tuples), "garden", FRUIT, content=content, note={"slice": {}, **note})
+
+
+def test_a_table_is_made_with_its_checks_comments_and_retention(fruit):
+    name = fruit.name("garden", FRUIT)
+    properties = {row["key"]: row["value"] for row in fruit.spark.sql(f"SHOW TBLPROPERTIES {name}").collect()}
+    comments = {field.name: field.metadata.get("comment") for field in fruit.schema("garden", FRUIT).fields}
+    assert comments == {"kind": "slice", "name": None, "grams": "weight, g"}
+    assert properties["delta.constraints.grams_positive"] == FRUIT.checks["grams_positive"]
+    assert properties["delta.logRetentionDuration"] == properties["delta.deletedFileRetentionDuration"]
+    assert properties["delta.logRetentionDuration"] == "interval 400 days"
+
+
+@pytest.mark.parametrize("bad", [("apple", "boskoop", -1), (None, "boskoop", 1)])
+def test_a_row_that_breaks_the_contract_is_refused_by_the_table(fruit, bad):
+    with pytest.raises(Exception, match=r"grams_positive|NOT_NULL|not null"):
+        append(fruit, bad, content="bad")
+    assert rows(fruit) == []
+
+
+def test_one_content_is_appended_once_and_another_is_not_skipped(fruit):
+    append(fruit, ("apple", "boskoop", 200), content="a")
+    append(fruit, ("apple", "boskoop", 200), content="a")
+    append(fruit, ("apple", "gala", 150), content="b")
+    assert rows(fruit) == [("apple", "boskoop", 200), ("apple", "gala", 150)]
+    assert [commit.version for commit in fruit.history("garden", FRUIT)] == [2, 1, 0]
+
+
+def test_replacing_a_slice_leaves_the_others_and_old_versions(fruit):
+    append(fruit, ("apple", "gala", 150), ("pear", "conference", 180), content="a")
+    where = {"kind": "apple"}
+    fruit.replace(frame(fruit, ("apple", "elstar", 140)), "garden", FRUIT, where=where, note={"slice": where})
+    assert rows(fruit) == [("apple", "elstar", 140), ("pear", "conference", 180)]
+    assert rows(fruit, version=1) == [("apple", "gala", 150), ("pear", "conference", 180)]
+    assert rows(fruit, where=where) == [("apple", "elstar", 140)]
+
+
+def test_a_replacement_outside_its_slice_is_refused(fruit):
+    with pytest.raises(Exception, match=r"(?i)replaceWhere|does not conform"):
+        fruit.replace(frame(fruit, ("pear", "x", 1)), "garden", FRUIT, where={"kind": "apple"}, note={"slice": {}})
+    assert rows(fruit) == []
+
+
+def test_compaction_and_commits_of_other_slices_change_no_data_version(fruit):
+    append(fruit, ("apple", "gala", 150), content="a", slice={"kind": "apple"})
+    append(fruit, ("apple", "elstar", 150), content="b", slice={"kind": "apple"})
+    append(fruit, ("pear", "conference", 180), content="c", slice={"kind": "pear"})
+    fruit.optimise("garden", FRUIT)
+    history = fruit.history("garden", FRUIT)
+    assert history[0].operation == "OPTIMIZE"
+    found = {kind: data_version(history, {"kind": kind}) for kind in ("apple", "pear", "plum")}
+    assert found == {"apple": 2, "pear": 3, "plum": -1}
+    assert data_version(history, {}) == 3
+
+
+def test_a_commit_by_somebody_else_counts_for_every_slice():
+    history = [Commit(2, "DELETE", {"slice": {}}), Commit(1, "WRITE", {"slice": {"kind": "apple"}})]
+    assert data_version(history, {"kind": "pear"}) == 2
+
+
+def test_overlap_and_predicate():
+    assert overlap({}, {"kind": "apple"})
+    assert overlap({"kind": ("apple", "pear")}, {"kind": "pear", "grams": "1"})
+    assert not overlap({"kind": "apple"}, {"kind": ("pear", "plum")})
+    assert predicate({"kind": ("o'brien", "b")}) == "kind IN ('o''brien', 'b')"
+    assert predicate({}) == "TRUE"
+
+
+def hold(root: str, ready, done) -> None:
+    with Store(None, root).lease("garden", FRUIT):  # type: ignore[arg-type]
+        ready.set()
+        done.wait(60)
+
+
+def test_a_second_writer_is_refused_with_the_holder_and_a_dead_one_holds_nothing(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    ready, done = context.Event(), context.Event()
+    holder = context.Process(target=hold, args=(str(tmp_path), ready, done))
+    holder.start()
+    assert ready.wait(60)
+    store = Store(None, str(tmp_path))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=f"garden.fruit; found it being written by process {holder.pid}"):
+        store.lease("garden", FRUIT).__enter__()
+    os.kill(holder.pid, 9)
+    holder.join()
+    with store.lease("garden", FRUIT):
+        pass
+    assert not list(tmp_path.glob("_leases/*.holder"))
+
+
+def test_the_content_hash_ignores_order_and_partitions_and_sees_every_value(spark):
+    some = spark.range(100).selectExpr("cast(id as string) as uid", "cast(1 as int) as num_repeats")
+
+    def of(data):
+        row = data.agg(*content_hash("uid", "num_repeats")).collect()[0]
+        return fold_hash(row["hash_high"], row["hash_low"])
+
+    same = {of(some), of(some.repartition(7)), of(some.orderBy("uid", ascending=False))}
+    assert len(same) == 1
+    others = [some.where("uid != '5'"), some.union(some.limit(1)), some.selectExpr("uid", "2 as num_repeats")]
+    assert not same & {of(data) for data in others}
+    assert fold_hash(None, None) == "0" * 32
