@@ -171,9 +171,12 @@ def load(names: Sequence[str], overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         merged = _merge(merged, _override(override))
     try:
-        return Config.model_validate(merged)
+        config = Config.model_validate(merged)
     except pydantic.ValidationError as error:
         raise UserError("\n".join(_explain(e) for e in error.errors())) from None
+    if not config.datasets:
+        raise UserError(f"datasets: wanted at least one; found none in {', '.join(names)}; fix: --conf tiny, or your own")
+    return config
 
 
 def _read(name: str) -> dict[str, Any]:

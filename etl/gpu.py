@@ -20,6 +20,7 @@ from pyspark.sql import Column
 from etl.shards import RangeReader, ShardError
 from etl.stage import series_udf
 from models.images import MAX_PIXELS, ImageError, decode_rgb
+from models.records import EncoderRecord
 
 EMBEDDED = "image_embedding binary, text_embedding binary, cosine float, status string, status_reason string"
 Decoded = np.ndarray | ImageError | ShardError
@@ -146,11 +147,12 @@ def _load(
 def make_dfn_score(encoder_folder: Path, filter_folder: Path, *, max_pixels: int = MAX_PIXELS) -> Callable[..., Column]:
     """The pandas UDF `dfn_score(image BINARY, text STRING) -> FLOAT`, for SQL and notebooks on tables that hold bytes.
 
-    NULL where the image does not decode or the model gives no number.
+    NULL where the image does not decode or the model gives no number. Raises WeightsError for a filter of other towers.
     """
-    from models.filters import Filter
+    from models.filters import Filter, check_encoder
 
     filter_ = Filter.load(filter_folder)
+    check_encoder(filter_.record, EncoderRecord.read(encoder_folder))
 
     def dfn_score(batches: Iterator[tuple[pd.Series, pd.Series]]) -> Iterator[pd.Series]:
         model = encoder(str(encoder_folder), task_device())

@@ -19,6 +19,7 @@ from etl.stage import Stage, StageConfig, UserError, digest
 from etl.stages import STAGES
 from etl.store import Store, cache_folder, session
 from etl.tables import INPUTS
+from models.filters import check_encoder
 from models.records import RECORD, EncoderRecord, FilterRecord
 
 Say = Callable[[str], None]
@@ -106,8 +107,9 @@ class Project:
         return settings.model_copy(update={key: value for key, value in known.items() if key in wanted})
 
     def with_filter(self, stage: Stage, folder: Path, settings: StageConfig | None = None) -> StageConfig:
-        """The settings of a stage that ranks by the filter in `folder`."""
+        """The settings of a stage that ranks by the filter in `folder`, which must be one of the project's encoder."""
         record = FilterRecord.read(folder)
+        check_encoder(record, self.encoder[0])
         update = {"filter": record.name, "filter_version": record.version, "filter_folder": folder}
         base = settings or getattr(self.config.stages, stage.name)
         return base.model_copy(update={k: v for k, v in update.items() if k in type(base).model_fields})

@@ -94,9 +94,12 @@ def overlap(left: Slice, right: Slice) -> bool:
     return all(set(_values(left[c])) & set(_values(right[c])) for c in left.keys() & right.keys())
 
 
-def tasks(number: int | None) -> list[Any]:
-    """First arguments of `repartition`: a number of tasks, or nothing for spark.sql.shuffle.partitions."""
-    return [number] if number else []
+def tasks(number: int | None, frame: DataFrame) -> int:
+    """How many tasks to spread `frame` over: `number`, else spark.sql.shuffle.partitions.
+
+    A number, because adaptive execution would coalesce few small rows, which stand for much work, into one task.
+    """
+    return number or int(frame.sparkSession.conf.get("spark.sql.shuffle.partitions") or 1)
 
 
 def series_udf(function: Callable[..., Any], returns: str) -> Callable[..., Column]:

@@ -43,7 +43,7 @@ def transform(pairs: DataFrame, *, config: Config) -> DataFrame:
         F.col("status").alias("pair_status"), F.col("status_reason").alias("pair_reason"),
     )  # fmt: skip
     # Only pointers are shuffled; in order of place, so that each task reads its shards sequentially.
-    placed = pointers.repartitionByRange(*tasks(config.num_tasks), *by_place).sortWithinPartitions(*by_place)
+    placed = pointers.repartitionByRange(tasks(config.num_tasks, pointers), *by_place).sortWithinPartitions(*by_place)
     embedded = placed.withColumn("found", dfn_embed("shard", "offset_bytes", "size_bytes", "text"))
     is_ok = F.col("pair_status") == "ok"
     return embedded.select(

@@ -91,7 +91,7 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def transform(files: DataFrame, known: DataFrame, *, config: Config) -> tuple[DataFrame, DataFrame]:
-    spread = files.repartition(*tasks(config.num_tasks), "uri")
+    spread = files.repartition(tasks(config.num_tasks, files), "uri")
     # Python: the JVM has no decoder that we trust, and pixels must not enter it.
     scanned = spread.mapInPandas(scanner(config), f"uri string, is_file boolean, {ROW}").localCheckpoint()
     samples = scanned.where("NOT is_file").drop("is_file")

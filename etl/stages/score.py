@@ -46,7 +46,7 @@ def transform(embeddings: DataFrame, *, config: Config) -> DataFrame:
     # Python: the weights are a model's, and one matrix product per Arrow batch beats any SQL expression.
     scored = series_udf(score, "float")("image_embedding", "text_embedding")
     is_ok = F.col("status") == "ok"
-    return embeddings.withColumn("score", scored).select(
+    return embeddings.withColumn("score", F.when(is_ok, scored)).select(
         F.lit(config.filter).alias("filter"),
         F.lit(config.filter_version).alias("filter_version"),
         "uid",

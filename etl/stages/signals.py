@@ -28,7 +28,7 @@ def detect(batches: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
         if not text or not text.strip():
             return {"language": None, "language_confidence": None}
         # fastText reads one line; 1,000 characters decide a language as well as a megabyte does.
-        best = detector.detect(" ".join(text[:1000].split()), k=1)[0]
+        best = detector.detect(" ".join(text.strip()[:1000].split()), k=1)[0]
         return {"language": best["lang"], "language_confidence": min(float(best["score"]), 1.0)}
 
     for texts in batches:
@@ -38,14 +38,16 @@ def detect(batches: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
 def transform(pairs: DataFrame, *, config: Config) -> DataFrame:
     # Python: no JVM library has the model.
     detected = series_udf(detect, "language string, language_confidence float")(F.col("text"))
+    # Metadata may know one side, or declare none; greatest and least skip NULLs.
+    has_shape = (F.col("width_px") > 0) & (F.col("height_px") > 0)
     longer, shorter = F.greatest("width_px", "height_px"), F.least("width_px", "height_px")
     return pairs.withColumn("found", detected).select(
         "uid",
         "found.language",
         "found.language_confidence",
-        F.regexp_count("text", F.lit(r"\S+")).alias("num_words"),
+        F.regexp_count("text", F.lit(r"(?U)\S+")).alias("num_words"),  # of any script's spaces
         F.length("text").alias("num_chars"),
-        (longer / shorter).cast("float").alias("aspect_ratio"),
+        F.when(has_shape, longer / shorter).cast("float").alias("aspect_ratio"),
         "status",
     )
 
