@@ -10,7 +10,7 @@ import pytest
 
 import etl.project
 from etl.__main__ import _run, app
-from tests.helpers import picture, write_shard
+from helpers import picture, write_shard
 
 
 @pytest.fixture

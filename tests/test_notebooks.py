@@ -61,7 +61,7 @@ def test_scores_from_pixels_are_the_stored_ones(tiny, stored, monkeypatch, capsy
     assert left["threshold"] == threshold
     assert len(set(found.values())) > 20
     distances = sorted(abs(score - threshold) for score in found.values())
-    assert sorted(abs(left["near"]["score"] - threshold)) == distances[:12]
+    assert sorted(abs(left["near"]["score"] - threshold)) == pytest.approx(distances[:12], abs=1e-6)
     histogram, grid = (pyplot.figure(number) for number in pyplot.get_fignums())
     assert len(histogram.axes) == 1
     assert [axis.get_title()[:5] for axis in grid.axes] == [f"{score:.3f}"[:5] for score in left["near"]["score"]]

@@ -79,8 +79,8 @@ def selected(spark, config, pairs, scores=(), contaminated=(), duplicates=(), pa
     inputs = {
         "pairs": frame(spark, PAIRS, pairs, partitions),
         "scores": frame(spark, SCORES, list(scores), partitions),
-        "contaminated": frame(spark, CONTAMINATED, list(contaminated), partitions),
-        "duplicates": frame(spark, DUPLICATES, list(duplicates), partitions),
+        "contaminated": frame(spark, CONTAMINATED, list(contaminated)),
+        "duplicates": frame(spark, DUPLICATES, list(duplicates)),
     }
     facts = selection.prepare(**inputs, config=config)
     facts |= {"key": "0123456789abcdef" * 4, "inputs": {"pool.pairs": 3, "pool.scores": 5}}
@@ -156,7 +156,9 @@ def test_a_random_share_follows_from_the_seed_alone(spark):
 
     def drawn(seed):
         """The 60 with the largest numbers: what `draw` states, by hashlib."""
-        number = {u: int(hashlib.md5(f"{seed}:{u}".encode()).hexdigest()[:13], 16) / 16**13 for u in map(uid, range(200))}
+        number = {
+            u: int(hashlib.md5(f"{seed}:{u}".encode()).hexdigest()[:13], 16) / 16**13 for u in map(uid, range(200))
+        }
         return sorted((u, number[u]) for u in sorted(number, key=lambda u: (-number[u], u))[:60])
 
     assert [row[1:3] for row in one[0][1]] == drawn(1)

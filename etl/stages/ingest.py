@@ -11,12 +11,12 @@ from typing import Any
 
 import pandas as pd
 import pydantic
-from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
 from etl.shards import ShardSummary, list_shards, scan
 from etl.stage import Read, Stage, StageConfig, tasks
-from etl.stages.metadata import scan_metadata
+from etl.stages.metadata import scan_captions, scan_metadata
 from etl.tables import INPUTS, PAIRS
 
 ROW = """uid string, url string, text string, source string, shard string, offset_bytes bigint, size_bytes bigint,
@@ -60,10 +60,9 @@ def scanner(config: Config) -> Callable[[Iterator[pd.DataFrame]], Iterator[pd.Da
     def scan_files(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         for uri in (uri for batch in batches for uri in batch["uri"]):
             found: list[dict[str, Any]] = []
-            for item in _scan(uri, config):
-                found.append(
-                    _file_row(item) if isinstance(item, ShardSummary) else {**item, "uri": uri, "is_file": False}
-                )
+            for number, item in enumerate(_scan(uri, config)):
+                row = _file_row(item) if isinstance(item, ShardSummary) else {**item, "uri": uri, "is_file": False}
+                found.append({**row, "number": number})
                 if len(found) >= 10_000:
                     yield _frame(found)
                     found = []
@@ -85,7 +84,8 @@ def _file_row(summary: ShardSummary) -> dict[str, Any]:
 
 
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    frame = pd.DataFrame(rows, columns=["uri", "is_file", *COLUMNS]).astype(object)
+    # Objects from the start: a column of integers with gaps would become float64, which rounds 64-bit hashes.
+    frame = pd.DataFrame(rows, columns=["uri", "number", "is_file", *COLUMNS], dtype=object)
     made: pd.DataFrame = frame.where(frame.notna(), None)
     return made
 
@@ -93,13 +93,16 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
 def transform(files: DataFrame, known: DataFrame, *, config: Config) -> tuple[DataFrame, DataFrame]:
     spread = files.repartition(tasks(config.num_tasks, files), "uri")
     # Python: the JVM has no decoder that we trust, and pixels must not enter it.
-    scanned = spread.mapInPandas(scanner(config), f"uri string, is_file boolean, {ROW}").localCheckpoint()
+    scanned = spread.mapInPandas(
+        scanner(config), f"uri string, number bigint, is_file boolean, {ROW}"
+    ).localCheckpoint()
     samples = scanned.where("NOT is_file").drop("is_file")
-    if config.metadata:
+    if config.metadata and config.shards_root:
         samples = with_captions(samples, config)
     samples = samples.withColumn("shard", F.expr(f"substring(shard, {len(config.shards_root) + 2})"))
-    samples = marked(samples, known)
-    pairs = samples.where(~F.col("status").isin(*NOT_PAIRS)).select(*COLUMNS)
+    # Before the pairs are written: what reads `known` after that would find each row to be its own duplicate.
+    samples = marked(samples, known).localCheckpoint()
+    pairs = samples.where(~F.col("status").isin(*NOT_PAIRS) & ~F.col("is_written")).select(*COLUMNS)
     counts = (
         samples.groupBy("uri", "status")
         .agg(F.count(F.lit(1)).alias("n"))
@@ -120,48 +123,63 @@ def transform(files: DataFrame, known: DataFrame, *, config: Config) -> tuple[Da
 
 
 def marked(samples: DataFrame, known: DataFrame) -> DataFrame:
-    """`samples` with status duplicate_uid on all but the first row of a uid, here and among the pairs known before."""
-    before = known.select("uid", F.col("shard").alias("known_shard"), F.col("offset_bytes").alias("known_offset"))
-    order = Window.partitionBy("uid").orderBy(F.col("shard").asc_nulls_last(), "offset_bytes", "uri")
-    ranked = samples.withColumn("place", F.row_number().over(order)).join(before, on="uid", how="left")
-    # A row that a killed run wrote already is itself, not its own duplicate.
-    is_itself = F.col("known_shard").eqNullSafe(F.col("shard")) & F.col("known_offset").eqNullSafe(
-        F.col("offset_bytes")
-    )
-    was_known = F.col("known_shard").isNotNull() | F.col("known_offset").isNotNull()
-    is_later = (F.col("place") > 1) | (was_known & ~is_itself)
+    """`samples` with status duplicate_uid on all but the first row of a uid, here and among the pairs known before.
+
+    `is_written`: the pair is known because a killed run wrote this very row, and not yet its file in the ledger. It
+    counts as what it is, and is not written again. (A row without a place is only known as a duplicate.)
+    """
+    before = known.select(
+        "uid", F.col("shard").alias("known_shard"), F.col("offset_bytes").alias("known_offset"),
+        F.lit(True).alias("is_known"),
+    )  # fmt: skip
     is_sample = F.col("status") != "missing_partner"
-    return ranked.withColumn("status", F.when(is_sample & is_later, "duplicate_uid").otherwise(F.col("status"))).drop(
-        "place", "known_shard", "known_offset"
+    order = Window.partitionBy("uid", is_sample).orderBy(
+        F.col("shard").asc_nulls_last(), "offset_bytes", "uri", "number"
+    )
+    ranked = samples.withColumn("place", F.row_number().over(order)).join(before, on="uid", how="left")
+    is_itself = (F.col("known_shard") == F.col("shard")) & (F.col("known_offset") == F.col("offset_bytes"))
+    is_written = F.coalesce(is_itself, F.lit(False))
+    is_later = (F.col("place") > 1) | (F.col("is_known").isNotNull() & ~is_written)
+    status = F.when(is_sample & is_later, "duplicate_uid").otherwise(F.col("status"))
+    return ranked.select(
+        "uri", *[c for c in COLUMNS if c != "status"], status.alias("status"), is_written.alias("is_written")
     )
 
 
 def with_captions(samples: DataFrame, config: Config) -> DataFrame:
-    """Captions and URLs that the shards lack, from the metadata, by uid."""
-    given = _column_of(samples, config)
-    joined = samples.join(given, on="uid", how="left")
+    """Captions and URLs that the shards lack, from the metadata, by uid. A caption that is not UTF-8 stays NULL."""
+    joined = samples.join(captions(samples.sparkSession, config), on="uid", how="left")
     has_caption = (F.col("status") == "missing_text") & F.col("given_text").isNotNull()
+    is_invalid = F.col("status") == "invalid_text"
     return joined.select(
-        "uri", *[c for c in COLUMNS if c not in ("text", "url", "status", "status_reason")],
-        F.coalesce("text", "given_text").alias("text"), F.coalesce("url", "given_url").alias("url"),
+        "uri", "number", *[c for c in COLUMNS if c not in ("text", "url", "status", "status_reason")],
+        F.when(~is_invalid, F.coalesce("text", "given_text")).alias("text"),
+        F.coalesce("url", "given_url").alias("url"),
         F.when(has_caption, "ok").otherwise(F.col("status")).alias("status"),
         F.when(has_caption, None).otherwise(F.col("status_reason")).alias("status_reason"),
     )  # fmt: skip
 
 
-def _column_of(samples: DataFrame, config: Config) -> DataFrame:
-    from etl.stages.metadata import rename
+def captions(spark: SparkSession, config: Config) -> DataFrame:
+    """(uid, given_text, given_url) of the metadata that can be read: of two rows with one uid the first."""
+    files = spark.createDataFrame([(file.uri,) for file in list_shards(config.metadata or "")], "uri string")
 
-    frame = samples.sparkSession.read.parquet(config.metadata or "")
-    named = rename(frame.columns, config.columns)
-    wanted = {kind: named.get(kind) for kind in ("text", "url")}
-    given: list[Column] = [
-        (F.col(c) if c else F.lit(None)).cast("string").alias(f"given_{k}") for k, c in wanted.items()
-    ]
-    return frame.select(F.lower(F.col(named["uid"])).alias("uid"), *given).dropDuplicates(["uid"])
+    def scan_files(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        for uri in (uri for batch in batches for uri in batch["uri"]):
+            number = 0
+            for found in scan_captions(uri, columns=config.columns):
+                yield found.assign(uri=uri, number=range(number, number + len(found)))
+                number += len(found)
+
+    # Python: Spark's own reader fails on the first bad file of many.
+    scanned = files.repartition(tasks(config.num_tasks, files), "uri").mapInPandas(
+        scan_files, "uid string, given_text string, given_url string, uri string, number bigint"
+    )
+    given = F.min_by(F.struct("given_text", "given_url"), F.struct("uri", "number")).alias("given")
+    return scanned.groupBy(F.lower("uid").alias("uid")).agg(given).select("uid", "given.*")
 
 
 STAGE = Stage(
     "ingest", reads={"known": Read(PAIRS)}, writes=(PAIRS, INPUTS), config=Config, transform=transform, resume="rows",
-    version=1, kinds=("pool", "filter", "dev", "eval"), listing=listing,
+    version=2, kinds=("pool", "filter", "dev", "eval"), listing=listing,
 )  # fmt: skip

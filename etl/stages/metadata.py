@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import fsspec
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -26,6 +27,8 @@ KNOWN_NAMES = {
 }
 """Column of a release, in lower case -> ours."""
 UID = re.compile(r"[0-9a-f]{32}")
+DAMAGE = (OSError, pa.ArrowException, ValueError, KeyError)
+"""What a file that is not as it should be raises: cut, no parquet, a column of another type or there twice."""
 
 
 def rename(columns: Sequence[str], own: Mapping[str, str]) -> dict[str, str]:
@@ -52,14 +55,42 @@ def scan_metadata(
                 yield ShardSummary(uri, size, "bad_parquet", reason, 0)
                 return
             for batch in parquet.iter_batches(batch_size=10_000, columns=list(named.values())):
-                for row in batch.to_pylist():
+                values = {kind: _values(batch.column(column), kind) for kind, column in named.items()}
+                for row in zip(*values.values(), strict=True):
                     num_rows += 1
-                    yield _row({kind: row[column] for kind, column in named.items()}, source_default)
-    except (OSError, pa.ArrowException, ValueError) as error:
+                    yield _row(dict(zip(values, row, strict=True)), source_default)
+    except DAMAGE as error:
         # Rows read before the damage are whole: they stay, and the file says why there are no more.
         yield ShardSummary(uri, size, "bad_parquet", " ".join(str(error).split())[:200], num_rows)
         return
     yield ShardSummary(uri, size, "ok", None, num_rows)
+
+
+def scan_captions(uri: str, *, columns: Mapping[str, str]) -> Iterator[pd.DataFrame]:
+    """(uid, given_text, given_url) of one file in its order, as far as it can be read; nothing where it has no uid."""
+    try:
+        with fsspec.open(uri, "rb") as file:
+            parquet = pq.ParquetFile(file)
+            named = {
+                k: c for k, c in rename(parquet.schema_arrow.names, columns).items() if k in ("uid", "text", "url")
+            }
+            for batch in parquet.iter_batches(columns=list(named.values())) if "uid" in named else ():
+                strings = {kind: batch.column(column).cast(pa.string()) for kind, column in named.items()}
+                given = {
+                    f"given_{kind}": strings.get(kind, pa.nulls(len(batch), pa.string())) for kind in ("text", "url")
+                }
+                yield pa.table({"uid": strings["uid"], **given}).to_pandas()
+    except DAMAGE:
+        return  # `scan_metadata` says so in the ledger
+
+
+def _values(column: Any, kind: str) -> list[Any]:
+    """Strings; for sizes whole numbers, None where what is there is none."""
+    if not kind.endswith("_px"):
+        return list(column.cast(pa.string()).to_pylist())
+    return [
+        int(value) if isinstance(value, int | float) and 0 <= value < 1 << 31 else None for value in column.to_pylist()
+    ]
 
 
 def _row(found: dict[str, Any], source: str) -> dict[str, Any]:

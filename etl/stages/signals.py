@@ -59,5 +59,5 @@ STAGE = Stage(
     config=Config,
     transform=transform,
     resume="rows",
-    version=1,
+    version=2,
 )
