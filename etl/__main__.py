@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from etl.console import Reporter, emit
+from etl.console import INTERRUPTED, Reporter, emit, stop_at_signals
 from etl.corpora import SOURCES, CorpusError, CorpusSpec, build
 from etl.stage import UserError
 from models.records import WeightsError
@@ -54,7 +54,7 @@ def _project(conf: Sequence[str], overrides: Sequence[str], quiet: bool):  # typ
 
     reporter = Reporter(is_quiet=quiet)
     try:
-        yield Project(config, reporter.say, reporter.progress)
+        yield Project(config, reporter.say, reporter.progress, on_session=stop_at_signals)
     finally:
         reporter.close()
 
@@ -220,7 +220,7 @@ def _run(command: Callable[..., Any]) -> int:
         sys.stderr.write(f"error: {error}\n")
         return 2
     except typer.Abort:
-        sys.stderr.write("interrupted: what was committed stays; run it again to go on\n")
+        sys.stderr.write(f"{INTERRUPTED}\n")
         return 130
     except Exception as error:
         if hasattr(error, "format_message"):  # click's usage errors

@@ -175,7 +175,9 @@ def load(names: Sequence[str], overrides: Sequence[str] = ()) -> Config:
     except pydantic.ValidationError as error:
         raise UserError("\n".join(_explain(e) for e in error.errors())) from None
     if not config.datasets:
-        raise UserError(f"datasets: wanted at least one; found none in {', '.join(names)}; fix: --conf tiny, or your own")
+        raise UserError(
+            f"datasets: wanted at least one; found none in {', '.join(names)}; fix: --conf tiny, or your own"
+        )
     return config
 
 

@@ -1,8 +1,10 @@
-"""What a person sees while the application works: lines, a live bar per long stage, one JSON line at the end."""
+"""What a person sees while the application works: lines, a live bar per long stage, one JSON line; and Ctrl-C."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -14,6 +16,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 if TYPE_CHECKING:
     from etl.run import Progress as Done
+
+
+INTERRUPTED = "interrupted: what was committed stays; run it again to go on"
 
 
 class Reporter:
@@ -58,6 +63,21 @@ class Reporter:
         if self._bar is not None:
             self._bar.stop()
             self._bar, self._tasks = None, {}
+
+
+def stop_at_signals() -> None:
+    """Ctrl-C and SIGTERM end the process at once: what is committed is whole, and the JVM ends when its parent has.
+
+    Spark's own handler would ask the JVM, in the middle of another question, to cancel its jobs.
+    """
+
+    def stop(number: int, _: object) -> None:
+        show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
+        os.write(2, f"{show_cursor}{INTERRUPTED}\n".encode())
+        os._exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
 
 
 def emit(result: Mapping[str, Any], *, as_json: bool) -> None:

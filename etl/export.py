@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from etl.shard_writer import ShardWriter, publish, temporary_name, write_manifest
@@ -193,6 +192,5 @@ def _record_shards(store: Store, dataset: str, selection_id: str, folder: Path, 
     if not store.exists(dataset, SHARDS):
         store.create(dataset, SHARDS)
     rows = [(selection_id, e["shard"], str(folder), e["num_samples"], e["size_bytes"], e["sha256"]) for e in entries]
-    frame: DataFrame = store.spark.createDataFrame(rows, store.schema(dataset, SHARDS))
     where = {"selection_id": selection_id}
-    store.replace(frame, dataset, SHARDS, where=where, note={"slice": where})
+    store.replace(store.rows(dataset, SHARDS, rows), dataset, SHARDS, where=where, note={"slice": where})

@@ -92,6 +92,7 @@ class Loop:
                               inputs=self._inputs(clean))
             for seed in config.seeds
         }  # fmt: skip
+        trainer.record()
         for trained in filters.values():
             self.project.run(score.STAGE, self.pool, self.project.with_filter(score.STAGE, trained.folder))
         arms = {name: self._arm(name, arm, filters, trainer) for name, arm in config.arms.items()}
@@ -125,6 +126,7 @@ class Loop:
             receipts[seed] = receipt
             if len(self._truth):
                 precision[seed] = float(np.isin(np.load(uids, allow_pickle=False), self._truth).mean())
+        trainer.record()
         names = list(next(iter(models.values())).metrics)
         metrics = {metric: {seed: model.metrics[metric] for seed, model in models.items()} for metric in names}
         headline = {seed: self.headline(model.metrics) for seed, model in models.items()}
@@ -224,8 +226,7 @@ class Loop:
             store.create("", PROMOTIONS)
         id_ = digest(MODEL, challenger, compared, reason)[:16]
         row = (id_, MODEL, challenger, compared, verdict, reason, None, datetime.now(UTC))
-        frame = store.spark.createDataFrame([row], store.schema("", PROMOTIONS))
-        store.append_once(frame, "", PROMOTIONS, content=id_, note={"slice": {}})
+        store.append_once(store.rows("", PROMOTIONS, [row]), "", PROMOTIONS, content=id_, note={"slice": {}})
 
 
 def filter_folder(project: Project, name: str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from statistics import mean
 from typing import Any
@@ -14,6 +13,7 @@ from etl.config import folder_of
 from etl.loop import ArmResult, Loop, Round, spread
 from etl.project import Project
 from etl.report import Arm, PairShown, Report, thumbnail, write
+from etl.shard_writer import publish_json
 from etl.shards import RangeReader
 from etl.tables import DATASET_TABLES, PAIRS, RUNS, SCORES, SELECTIONS
 
@@ -64,9 +64,7 @@ def write_outcome(project: Project, ended: Round) -> dict[str, Any]:
         "seconds": seconds_by_stage(project),
     }
     folder = project.config.output_folder
-    temporary = folder / ".summary.json.tmp"
-    temporary.write_text(json.dumps(summary, indent=1, default=str))
-    temporary.replace(folder / "summary.json")
+    publish_json(folder / "summary.json", summary)
     write(_report(project, ended, summary), folder / "report.html")
     return summary
 

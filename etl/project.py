@@ -34,13 +34,17 @@ class Project:
     config: Config
     say: Say = lambda _: None
     on_progress: Callable[[Progress], None] = lambda _: None
+    on_session: Callable[[], None] = lambda: None
+    """Called when Spark has started, and has set its own handler for Ctrl-C."""
     runs: list[StageRun] = field(default_factory=list)
     """Every stage run of this process, in order."""
 
     @cached_property
     def store(self) -> Store:
         self.say(f"starting Spark ({self.config.spark.master})")
-        return Store(session(master=self.config.spark.master, conf=self.config.spark.conf), self.config.tables_root)
+        spark = session(master=self.config.spark.master, conf=self.config.spark.conf)
+        self.on_session()
+        return Store(spark, self.config.tables_root)
 
     @cached_property
     def runner(self) -> Runner:
@@ -165,4 +169,5 @@ def _sentence(run: StageRun) -> str:
     counts = ", ".join(
         f"{count:,} {status}" for status, count in sorted(run.num_rows_by_status.items(), key=lambda i: -i[1])
     )
-    return f"{place} {run.num_rows_written:,} of {run.num_rows_in:,} rows in {run.seconds:.1f} s ({counts})"
+    part = f"{run.num_rows_written:,} of " if run.num_rows_written else ""
+    return f"{place} {part}{run.num_rows_in:,} rows in {run.seconds:.1f} s ({counts})"

@@ -15,7 +15,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from etl.chunks import group_of, left, plan
-from etl.runs import git_commit, record_run
+from etl.runs import RunRow, git_commit, record_runs
 from etl.stage import Facts, Read, Slice, Stage, StageConfig, Table, digest, overlap, slice_from
 from etl.store import Commit, Store, data_version
 
@@ -51,6 +51,7 @@ class StageRun:
     facts: Facts = field(default_factory=dict)
     num_rows_in: int = 0
     num_rows_written: int = 0
+    """By this run, where it appends: earlier ones wrote the rest."""
     num_rows_by_status: Mapping[str, int] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -142,19 +143,11 @@ class Runner:
 
     def _record(self, run: StageRun, stage: Stage, config: StageConfig) -> None:
         output = self.store.history(run.dataset, stage.writes[-1])[0].version
-        record_run(
-            self.store,
-            name=run.stage,
-            dataset=run.dataset,
-            key=run.key,
-            inputs=run.inputs,
-            output_version=output,
-            config_json=config.model_dump_json(),
-            facts=run.facts,
-            seconds=run.seconds,
-            num_rows_in=run.num_rows_in,
-            num_rows_by_status=run.num_rows_by_status,
-        )
+        row = RunRow(
+            run.stage, run.dataset, run.key, run.inputs, config.model_dump_json(), run.facts, run.seconds,
+            run.num_rows_in, output, run.num_rows_by_status,
+        )  # fmt: skip
+        record_runs(self.store, [row])
 
 
 @dataclass(frozen=True)
@@ -176,12 +169,16 @@ class _Job:
         facts = self._facts()
         for table, frame in zip(self.stage.writes, self._transform(self.inputs, facts), strict=True):
             self.store.replace(frame, self.dataset, table, where=self.where, note=self._note(is_last=True))
-        driving = next(iter(self.inputs.values())).count()
+        by_status = facts.get("num_rows_by_status") or self._flagged()
+        num_in = sum(by_status.values())
+        return replace(base, is_up_to_date=False, facts=facts, num_rows_in=num_in, num_rows_by_status=by_status)
+
+    def _flagged(self) -> dict[str, int]:
+        """The ledger of a sparse table: rows of the first input that it speaks of, and the others."""
+        num_in = next(iter(self.inputs.values())).count()
         written = self._written()
         flagged = written.select("uid").distinct().count() if "uid" in written.columns else written.count()
-        by_status = facts.get("num_rows_by_status") or {"written": flagged, "not_written": driving - flagged}
-        return replace(base, is_up_to_date=False, facts=facts, num_rows_in=driving, num_rows_by_status=by_status,
-                        num_rows_written=flagged)  # fmt: skip
+        return {"written": flagged, "not_written": num_in - flagged}
 
     def rows(self, base: StageRun) -> StageRun:
         """Append what is missing, chunk by chunk, each exactly once."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -14,20 +15,40 @@ from etl.store import Store
 from etl.tables import RUNS
 
 
-def record_run(store: Store, *, name: str, dataset: str | None, key: str, inputs: Mapping[str, int], config_json: str,
-               facts: Facts, seconds: float, num_rows_in: int | None = None, output_version: int | None = None,
-               num_rows_by_status: Mapping[str, int] | None = None) -> str:  # fmt: skip
-    """One row in `runs`; returns its run_id, which follows from name and key."""
+@dataclass(frozen=True)
+class RunRow:
+    """One row of `runs`, see there."""
+
+    name: str
+    dataset: str | None
+    key: str
+    inputs: Mapping[str, int]
+    config_json: str
+    facts: Facts
+    seconds: float
+    num_rows_in: int | None = None
+    output_version: int | None = None
+    num_rows_by_status: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def run_id(self) -> str:
+        return digest(self.name, self.dataset, self.key)[:16]
+
+
+def record_runs(store: Store, runs: Sequence[RunRow]) -> None:
+    """Rows in `runs`, in one commit."""
     if not store.exists("", RUNS):
         store.create("", RUNS)
-    run_id = digest(name, dataset, key)[:16]
-    row = (
-        run_id, name, dataset, key, dict(inputs), output_version, config_json, json.dumps(facts), git_commit(), seconds,
-        num_rows_in, dict(num_rows_by_status or {}), datetime.now(UTC),
-    )  # fmt: skip
-    frame = store.spark.createDataFrame([row], store.schema("", RUNS))
-    store.append_once(frame, "", RUNS, content=digest(run_id, str(row[-1])), note={"slice": {}, "run": run_id})
-    return run_id
+    now = datetime.now(UTC)
+    rows = [
+        (
+            run.run_id, run.name, run.dataset, run.key, dict(run.inputs), run.output_version, run.config_json,
+            json.dumps(run.facts), git_commit(), run.seconds, run.num_rows_in, dict(run.num_rows_by_status), now,
+        )
+        for run in runs
+    ]  # fmt: skip
+    content = digest(str(now), [run.run_id for run in runs])
+    store.append_once(store.rows("", RUNS, rows), "", RUNS, content=content, note={"slice": {}})
 
 
 def find_runs(store: Store) -> dict[tuple[str, str], Facts]:

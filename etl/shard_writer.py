@@ -128,6 +128,13 @@ def _fsync(path: str) -> None:
         os.close(descriptor)
 
 
+def publish_json(path: Path, content: Any) -> None:
+    """Writes a local JSON file whole or not at all."""
+    temporary = path.with_name(temporary_name(path.name))
+    temporary.write_text(json.dumps(content, indent=1, default=str))
+    publish(str(path.parent), temporary.name, path.name)
+
+
 def write_manifest(folder: str, shards: list[dict[str, Any]], extra: Mapping[str, Any]) -> None:
     """Says that the folder is complete: call it last. `extra` stands beside `shards`. Replaces one in one step."""
     files, path = url_to_fs(folder)

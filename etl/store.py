@@ -11,14 +11,16 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import filelock
+import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import StructType
 
 from etl.stage import Slice, Table, UserError, conform, digest, overlap, predicate
@@ -136,6 +138,7 @@ class Store:
 
     spark: SparkSession
     root: str
+    _histories: dict[str, tuple[str, list[Commit]]] = field(default_factory=dict, compare=False, repr=False)
 
     def name(self, dataset: str, table: Table) -> str:
         """How SQL names a table: delta.`ROOT/dataset/table`, or catalog.dataset.table."""
@@ -148,8 +151,11 @@ class Store:
         return "project" if table.is_project_wide else dataset
 
     def _lease_folder(self) -> Path:
-        remote = "://" in self.root or self.root.startswith("catalog:")
-        return cache_folder() / "leases" / digest(self.root)[:16] if remote else Path(self.root) / "_leases"
+        return Path(self.root) / "_leases" if self._is_local else cache_folder() / "leases" / digest(self.root)[:16]
+
+    @property
+    def _is_local(self) -> bool:
+        return "://" not in self.root and not self.root.startswith("catalog:")
 
     def create(self, dataset: str, table: Table) -> None:
         """The table with its columns, checks and retention in one statement: a kill cannot leave one without."""
@@ -168,15 +174,30 @@ class Store:
     def exists(self, dataset: str, table: Table) -> bool:
         if self.root.startswith("catalog:"):
             return self.spark.catalog.tableExists(self.name(dataset, table))
-        schema = self._schema(dataset, table)
-        if "://" in self.root:
-            import fsspec
+        if log := self._log(dataset, table):
+            return log.is_dir()
+        import fsspec
 
-            return bool(fsspec.url_to_fs(f"{self.root}/{schema}/{table.name}/_delta_log")[0].exists)
-        return (Path(self.root) / schema / table.name / "_delta_log").is_dir()
+        files, path = fsspec.url_to_fs(f"{self.root}/{self._schema(dataset, table)}/{table.name}/_delta_log")
+        return bool(files.exists(path))
 
     def history(self, dataset: str, table: Table) -> list[Commit]:
         """All versions that are still known, newest first."""
+        log = self._log(dataset, table)
+        newest = max((path.name for path in log.glob("*.json")), default="") if log else ""
+        if not newest:
+            return self._history(dataset, table)
+        # Read again only when the log on disk has grown: asked for at every look at every table.
+        known = self._histories.get(str(log))
+        if known is None or known[0] != newest:
+            known = self._histories[str(log)] = (newest, self._history(dataset, table))
+        return known[1]
+
+    def _log(self, dataset: str, table: Table) -> Path | None:
+        """The table's log on a local disk; None elsewhere."""
+        return Path(self.root) / self._schema(dataset, table) / table.name / "_delta_log" if self._is_local else None
+
+    def _history(self, dataset: str, table: Table) -> list[Commit]:
         # Sorted here: the command's own rows come without a Spark job.
         rows = self.spark.sql(f"DESCRIBE HISTORY {self.name(dataset, table)}").collect()
         commits = [Commit(int(r["version"]), r["operation"], _note(r["userMetadata"])) for r in rows]
@@ -186,6 +207,15 @@ class Store:
         """A table, or a slice of it, at a pinned version."""
         at = "" if version is None else f" VERSION AS OF {version}"
         return self.spark.sql(f"SELECT * FROM {self.name(dataset, table)}{at} WHERE {predicate(where or {})}")
+
+    def rows(self, dataset: str, table: Table, rows: Sequence[Sequence[Any]]) -> DataFrame:
+        """A few rows of a table, from Python values in the order of its columns; by Arrow, which needs no Spark job."""
+        schema = self.schema(dataset, table)
+        arrow = to_arrow_schema(schema, timezone="UTC")
+        columns = zip(*rows, strict=True) if rows else ((),) * len(schema.names)
+        arrays = [pa.array(list(column), field.type) for column, field in zip(columns, arrow, strict=True)]
+        nullable = pa.schema([field.with_nullable(True) for field in arrow])
+        return self.spark.createDataFrame(pa.Table.from_arrays(arrays, schema=nullable))
 
     def schema(self, dataset: str, table: Table) -> StructType:
         return self.read(dataset, table).schema

@@ -1,12 +1,15 @@
 """Training runs as the loop sees them: up to date or trained, evaluated, logged to MLflow and recorded in `runs`.
 
-Touches OUTPUT/models, MLflow, and the tables `runs` and `evaluations`. The training itself is `models.train`.
+A model's folder with its run.json is what makes a run up to date: a Delta commit per run of two seconds would cost as
+much as the run. Touches OUTPUT/models, MLflow, and the tables `runs` and `evaluations`. The training itself is
+`models.train`.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,10 +18,13 @@ import pandas as pd
 
 from etl.config import TrainingConfig
 from etl.project import Project
-from etl.runs import find_runs, record_run
+from etl.runs import RunRow, find_runs, record_runs
+from etl.shard_writer import publish_json
 from etl.stage import digest
 from etl.tables import EVALUATIONS
 
+RUN = "run.json"
+"""In a model's folder, written last: what the run found. Without it the folder is not a finished run's."""
 VERSION = 1
 """Raise it when the same inputs and config would train or evaluate otherwise."""
 
@@ -49,6 +55,7 @@ class Trainer:
     project: Project
     stats_from: Path
     eval_sets: tuple[EvalSet, ...]
+    _pending: list[RunRow] = field(default_factory=list)
 
     @cached_property
     def _known(self) -> dict[tuple[str, str], dict[str, Any]]:
@@ -80,31 +87,52 @@ class Trainer:
         key = digest(VERSION, kind, config.model_dump(), seed, content, self.stats_from.name, encoder, sets)
         label = f"{kind} {name} seed {seed}"
         folder = self.project.config.output_folder / "models" / f"{kind}-{key[:12]}"
-        known = self._known.get((kind, key))
-        if known and folder.is_dir():
+        if (folder / RUN).exists():
+            found = json.loads((folder / RUN).read_text())
             self.project.say(f"{label:<29} up to date")
-            return Trained(folder, known["metrics"], known["mlflow_run_id"])
-        trained, losses, seconds = self._train(folder, config, seed, vectors, uids)
-        params = {**config.model_dump(), "seed": seed, "arm": name, "kind": kind, "content": content}
+        else:
+            found = self._train(folder, config, seed, vectors, uids)
+            found |= {"folder": str(folder), "arm": name, "seed": seed}
+            found["mlflow_run_id"] = self._log(label, kind, config, content, inputs, found)
+            self.project.say(f"{label:<29} {config.steps} steps in {found['seconds']:.1f} s, {_fall(found['losses'])}")
+            publish_json(folder / RUN, found)
+        if (kind, key) not in self._known:
+            facts = {name: value for name, value in found.items() if name != "losses"}
+            row = RunRow(kind, None, key, inputs, config.model_dump_json(), facts, found["seconds"])
+            self._pending.append(row)
+        return Trained(folder, found["metrics"], found["mlflow_run_id"])
+
+    def record(self) -> None:
+        """The runs since the last call, as rows of `evaluations` and `runs`: one commit each."""
+        store, pending = self.project.store, list(self._pending)
+        if not pending:
+            return
+        if not store.exists("", EVALUATIONS):
+            store.create("", EVALUATIONS)
+        rows = [
+            (run.run_id, *metric.split(".", 1), value, run.facts["seed"])
+            for run in pending
+            for metric, value in run.facts["metrics"].items()
+        ]
+        content = digest([run.run_id for run in pending])
+        store.append_once(store.rows("", EVALUATIONS, rows), "", EVALUATIONS, content=content, note={"slice": {}})
+        record_runs(store, pending)
+        self._known.update({(run.name, run.key): run.facts for run in pending})
+        self._pending.clear()
+
+    def _log(self, label: str, kind: str, config: TrainingConfig, content: str, inputs: Mapping[str, int],
+             found: Mapping[str, Any]) -> str:  # fmt: skip
         from models import registry
 
-        run_id = registry.log_training_run(
-            self.project.tracking_uri, self.project.config.name, label, params=params, metrics=trained,
-            step_losses=losses, inputs=inputs, heads_folder=folder, tags={"kind": kind, "arm": name},
+        params = {**config.model_dump(), "seed": found["seed"], "arm": found["arm"], "kind": kind, "content": content}
+        return registry.log_training_run(
+            self.project.tracking_uri, self.project.config.name, label, params=params, metrics=found["metrics"],
+            step_losses=found["losses"], inputs=inputs, heads_folder=Path(found["folder"]),
+            tags={"kind": kind, "arm": found["arm"]},
         )  # fmt: skip
-        facts = {"metrics": trained, "mlflow_run_id": run_id, "folder": str(folder), "arm": name, "seed": seed}
-        record_run(
-            self.project.store, name=kind, dataset=None, key=key, inputs=inputs, config_json=config.model_dump_json(),
-            facts=facts, seconds=seconds,
-        )  # fmt: skip
-        self._record_metrics(run_id, trained, seed)
-        self.project.say(
-            f"{label:<29} {len(losses)} steps in {seconds:.1f} s, loss {losses[0]:.2f} to {losses[-1]:.2f}"
-        )
-        return Trained(folder, trained, run_id)
 
     def _train(self, folder: Path, config: TrainingConfig, seed: int, vectors: Path,
-               uids: Path | None) -> tuple[dict[str, float], list[float], float]:  # fmt: skip
+               uids: Path | None) -> dict[str, Any]:  # fmt: skip
         from models.data import Vectors, read_uids
         from models.evaluate import evaluate
         from models.filters import Filter
@@ -119,15 +147,11 @@ class Trainer:
             encode = self._encode_texts if eval_set.labels else None
             found = evaluate(model, Vectors.open(eval_set.vectors), labels=eval_set.labels, encode_texts=encode)
             metrics |= {f"{eval_set.name}.{metric}": value for metric, value in found.items()}
-        return metrics, done.losses, done.seconds
+        return {"metrics": metrics, "losses": done.losses, "seconds": done.seconds}
 
-    def _record_metrics(self, run_id: str, metrics: Mapping[str, float], seed: int) -> None:
-        store = self.project.store
-        if not store.exists("", EVALUATIONS):
-            store.create("", EVALUATIONS)
-        rows = [(run_id, *name.split(".", 1), value, seed) for name, value in metrics.items()]
-        frame = store.spark.createDataFrame(rows, store.schema("", EVALUATIONS))
-        store.append_once(frame, "", EVALUATIONS, content=run_id, note={"slice": {}, "run": run_id})
+
+def _fall(losses: list[float]) -> str:
+    return f"loss {losses[0]:.2f} to {losses[-1]:.2f}"
 
 
 def labels_of(path: str | None) -> Mapping[str, str] | None:

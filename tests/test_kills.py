@@ -66,10 +66,11 @@ class Killer:
 
     def __init__(self, monkeypatch, is_chosen=lambda table: True, moments=("before", "after")):
         self.seen: dict[str, int] = {}
+        self.step = 0
         write = Store._write
 
         def killed(store, frame, dataset, table, note, mode, options):
-            name = f"{dataset}.{table.name} {note.get('chunk') or note.get('key') or note.get('run')}"
+            name = f"{dataset}.{table.name} {self.step} {note.get('chunk')}"
             number = self.seen.get(name, 0)
             moment = moments[number] if is_chosen(table) and number < len(moments) else ""
             self.seen[name] = number + 1
@@ -82,7 +83,8 @@ class Killer:
         monkeypatch.setattr(Store, "_write", killed)
 
     def until_done(self, run) -> int:
-        """Calls `run` until nothing kills it. Returns how often it was killed."""
+        """Calls `run`, the next step, until nothing kills it. Returns how often it was killed."""
+        self.step += 1
         for number in range(100):
             try:
                 run()
@@ -295,6 +297,7 @@ class TestKills:
         ended = commands[name].ended
         assert ended["code"] not in (0, None)
         assert ended["left"] == {}
+        assert ("interrupted: what was committed stays" in commands[name].said()) == (name != "SIGKILL")
         assert "Traceback" not in commands[name].said()
 
     def test_at_most_55_percent_of_the_calls_are_made_after_a_kill_at_half(self, unbroken, broken):

@@ -244,7 +244,7 @@ def test_a_table_takes_a_good_row_and_refuses_a_bad_uid_or_status(store, table):
     refused = {}
     if "uid" in made.names:
         refused |= {(f"uid={bad}", "uid_is_32_hex"): {"uid": bad} for bad in BAD_UIDS[: None if table is PAIRS else 1]}
-        refused |= {("uid=NULL", "NOT NULL"): {"uid": "NULL"}} if table is PAIRS else {}
+        refused |= {("uid=NULL", "constraint"): {"uid": "NULL"}} if table is PAIRS else {}
     if "status" in made.names:
         refused |= {("status", "status_is_known"): {"status": "'fine'"}}
     if table is PAIRS:

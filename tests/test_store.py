@@ -60,6 +60,15 @@ def test_one_content_is_appended_once_and_another_is_not_skipped(fruit):
     assert [commit.version for commit in fruit.history("garden", FRUIT)] == [2, 1, 0]
 
 
+def test_history_is_that_of_now_however_often_it_was_asked_for(fruit):
+    for number in range(12):  # past the tenth commit Delta adds a checkpoint to the log
+        append(fruit, ("apple", f"tree {number}", 1), content=str(number))
+        assert fruit.history("garden", FRUIT)[0].version == number + 1
+    other = Store(fruit.spark, fruit.root)
+    append(other, ("apple", "by another process", 1), content="other")
+    assert fruit.history("garden", FRUIT)[0].version == 13
+
+
 def test_replacing_a_slice_leaves_the_others_and_old_versions(fruit):
     append(fruit, ("apple", "gala", 150), ("pear", "conference", 180), content="a")
     where = {"kind": "apple"}
