@@ -67,7 +67,7 @@ set-up: ## install uv, the environment and Delta's jars; does nothing when they 
 	.uv/bin/uv sync --quiet --frozen --all-extras --python "$$python"
 	rm .uv/syncing
 	echo "set-up: fetching Delta's jars"
-	$(VENV)/bin/python -m etl.store
+	$(VENV)/bin/python -m etl.session
 	echo "$$key" > $(STAMP)
 	echo "set-up: done in $$SECONDS s"
 

@@ -25,7 +25,7 @@ def group_of(frame: DataFrame) -> Column:
     if "chunk_group" in frame.columns:
         return F.col("chunk_group")
     if "shard" in frame.columns:
-        return F.coalesce(F.col("shard"), F.lit(""))
+        return F.coalesce(F.col("shard"), F.concat(F.lit("uid "), F.substring("uid", 1, 2)))
     return F.substring("uid", 1, 2)
 
 

@@ -7,12 +7,15 @@ before Spark starts.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
 import yaml
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
 from etl.corpora import CorpusSpec
 from etl.stage import StageConfig, UserError
@@ -138,8 +141,9 @@ class Config(StageConfig):
     def writes_beside_its_inputs(self) -> Config:
         for name, dataset in self.datasets.items():
             for pattern in (dataset.shards, dataset.metadata):
-                folder = folder_of(pattern) if pattern else None
-                if folder and Path(folder).absolute() == self.output_folder:
+                is_local = pattern is not None and ("://" not in pattern or pattern.startswith("file:"))
+                folder = folder_of(pattern) if pattern and is_local else None
+                if folder == str(self.output_folder):
                     raise ValueError(
                         f"wanted output outside the inputs; found datasets.{name} in {folder}, where output is"
                     )
@@ -150,10 +154,10 @@ class Config(StageConfig):
 
 
 def folder_of(pattern: str) -> str:
-    """The part of a glob before its first wildcard, as a folder: what `shard` is relative to."""
-    head = pattern.split("*")[0].split("?")[0].split("[")[0]
-    folder = head.rpartition("/")[0]
-    return folder if "://" in pattern else str(Path(folder or ".").absolute())
+    """The folder before the first wildcard of a glob: what `shard` is relative to, spelt as the glob's results are."""
+    files, path = url_to_fs(pattern)
+    folder = re.split(r"[*?\[]", path)[0].rpartition("/")[0]
+    return folder if isinstance(files, LocalFileSystem) else str(files.unstrip_protocol(folder))
 
 
 def load(names: Sequence[str], overrides: Sequence[str] = ()) -> Config:

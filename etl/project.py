@@ -15,9 +15,10 @@ from typing import Any
 from etl import corpora
 from etl.config import Config, DatasetConfig, EncoderConfig, folder_of
 from etl.run import Progress, Runner, StageRun
+from etl.session import cache_folder, session
 from etl.stage import Stage, StageConfig, UserError, digest
 from etl.stages import STAGES
-from etl.store import Store, cache_folder, session
+from etl.store import Store
 from etl.tables import INPUTS
 from models.filters import check_encoder
 from models.records import RECORD, EncoderRecord, FilterRecord

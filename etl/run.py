@@ -101,7 +101,7 @@ class Runner:
         if self._is_complete(stage, dataset, where, key):
             return base
         with self.store.lease(dataset, stage.writes[-1]):
-            inputs = {name: self._read(stage.reads[name], some) for name, some in pins.items()}
+            inputs = {name: self._read(stage.reads[name], some, dataset) for name, some in pins.items()}
             if listed is not None:
                 inputs = {"files": self.store.spark.createDataFrame(listed), **inputs} if len(listed) else {}
             job = _Job(self.store, stage, dataset, config, where, key, inputs, base.inputs, self.on_progress)
@@ -124,10 +124,12 @@ class Runner:
             pinned.append(Pin(name, read.table, where, history[0].version, data_version(history, where)))
         return pinned
 
-    def _read(self, read: Read, pins: list[Pin]) -> DataFrame:
+    def _read(self, read: Read, pins: list[Pin], dataset: str) -> DataFrame:
         frames = [self.store.read(p.dataset, p.table, version=p.version, where=p.where) for p in pins]
         if not read.kinds:
             return frames[0]
+        if not frames:  # no dataset of these kinds: no rows
+            return self.store.read(dataset, read.table).limit(0).withColumn("dataset", F.lit(""))
         named = [frame.withColumn("dataset", F.lit(pin.dataset)) for frame, pin in zip(frames, pins, strict=True)]
         union = named[0]
         for frame in named[1:]:

@@ -1,17 +1,11 @@
-"""The only file that speaks Delta: session, create, read at a version, write once, lease, history, optimise.
-
-`python -m etl.store` fetches Delta's jars into the cache and says where they are.
-"""
+"""The only file that speaks Delta: create, read at a version, write once, lease, history, optimise."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,104 +17,12 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import StructType
 
+from etl.session import cache_folder, made
 from etl.stage import Slice, Table, UserError, conform, digest, overlap, predicate
 
-DELTA_PACKAGE = "io.delta:delta-spark_4.2_2.13:4.4.0"
-SPARK_HAS = (
-    "org.apache.hadoop:hadoop-client-api", "org.apache.hadoop:hadoop-client-runtime",
-    "org.apache.parquet:parquet-hadoop", "org.apache.parquet:parquet-column", "org.apache.parquet:parquet-common",
-    "org.apache.logging.log4j:log4j-api", "org.apache.logging.log4j:log4j-core",
-    "org.apache.logging.log4j:log4j-slf4j2-impl", "org.slf4j:slf4j-api",
-    "com.fasterxml.jackson.core:jackson-core", "com.fasterxml.jackson.core:jackson-databind",
-    "com.fasterxml.jackson.core:jackson-annotations", "com.fasterxml.jackson.datatype:jackson-datatype-jdk8",
-    "com.google.code.findbugs:jsr305", "org.roaringbitmap:RoaringBitmap", "org.roaringbitmap:shims",
-)  # fmt: skip
-"""What Delta names and Spark ships: leaving it out makes 13 MB of 87, and keeps one version on the class path."""
 RETENTION = "interval 400 days"
 """Receipts can be replayed as long: Delta's own defaults would forget after 7 and 30 days."""
 NO_DATA_CHANGE = {"OPTIMIZE", "VACUUM START", "VACUUM END", "SET TBLPROPERTIES", "CREATE TABLE", "ADD CONSTRAINT"}
-LOG_CONFIG = Path(__file__).with_name("log4j2.properties").absolute().as_uri()
-JIT = "-XX:TieredStopAtLevel=1"
-FAST_LOCAL = {
-    # Small tables on one machine: one task for the Delta log, two for a shuffle, no UI, cheap JIT.
-    "spark.databricks.delta.snapshotPartitions": "1",
-    "spark.sql.shuffle.partitions": "2",
-    "spark.sql.sources.parallelPartitionDiscovery.parallelism": "2",
-    "spark.ui.enabled": "false",
-    "spark.driver.extraJavaOptions": f"{JIT} -XX:+UseSerialGC -Dlog4j2.configurationFile={LOG_CONFIG}",
-    "spark.ui.showConsoleProgress": "false",
-    "spark.driver.memory": "2g",
-    "spark.driver.host": "127.0.0.1",
-    "spark.driver.bindAddress": "127.0.0.1",
-}
-
-
-def cache_folder() -> Path:
-    """Where everything downloaded is kept: $DFN_CACHE, else ~/.cache/dfn-etl."""
-    return Path(os.environ.get("DFN_CACHE") or Path.home() / ".cache" / "dfn-etl")
-
-
-def delta_jars(cache: Path | None = None) -> list[Path]:
-    """Delta's jars, fetched once by Spark's own Ivy: resolving them at each start would take 15 to 30 s."""
-    folder = (cache or cache_folder()) / "jars" / DELTA_PACKAGE.replace(":", "-")
-    if not folder.is_dir():
-        with filelock.FileLock(f"{_made(folder.parent)}/jars.lock"):
-            if not folder.is_dir():
-                _fetch_jars(folder)
-    return sorted(folder.glob("*.jar"))
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _fetch_jars(folder: Path) -> None:
-    ivy = _made(folder.parent / f"ivy-{os.getpid()}")
-    code = "from pyspark.sql import SparkSession; SparkSession.builder.getOrCreate().stop()"
-    conf = {
-        "spark.jars.packages": DELTA_PACKAGE,
-        "spark.jars.excludes": ",".join(SPARK_HAS),
-        "spark.jars.ivy": str(ivy),
-        "spark.ui.enabled": "false",
-    }
-    arguments = " ".join(f"--conf {name}={value}" for name, value in conf.items())
-    environment = {**os.environ, "PYSPARK_SUBMIT_ARGS": f"--master local[1] {arguments} pyspark-shell"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    found = list(ivy.glob("jars/*.jar"))
-    if done.returncode or not found:
-        raise UserError(
-            f"wanted the jars of {DELTA_PACKAGE} from Maven; found: {done.stderr[-800:]}; fix: check network"
-        )
-    staging = _made(folder.with_suffix(f".{os.getpid()}"))
-    for jar in found:
-        shutil.move(jar, staging / jar.name)
-    staging.rename(folder)
-    shutil.rmtree(ivy)
-
-
-def session(name: str = "dfn", *, master: str = "local[2]", conf: Mapping[str, str] | None = None) -> SparkSession:
-    """A Spark session that knows Delta. On Databricks and under spark-submit the running one is taken as it is."""
-    if active := SparkSession.getActiveSession():
-        return active
-    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    if master.startswith("local"):
-        os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
-    builder = SparkSession.builder.appName(name)
-    if remote := os.environ.get("SPARK_REMOTE"):
-        return builder.remote(remote).getOrCreate()
-    settings = {
-        "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
-        "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
-        "spark.jars": ",".join(str(jar) for jar in delta_jars()),
-        "spark.sql.session.timeZone": "UTC",
-        "spark.sql.execution.arrow.pyspark.enabled": "true",
-        **(FAST_LOCAL if master.startswith("local") else {}),
-        **(conf or {}),
-    }
-    for key, value in settings.items():
-        builder = builder.config(key, value)
-    return builder.master(master).getOrCreate()
 
 
 @dataclass(frozen=True)
@@ -230,7 +132,10 @@ class Store:
 
     def replace(self, frame: DataFrame, dataset: str, table: Table, *, where: Slice, note: dict[str, Any]) -> None:
         """Replace a slice (or all) of a table in one commit."""
-        options = {"replaceWhere": predicate(where)} if where else {}
+        # The transaction makes Delta commit, and keep the note, also where no row comes and none goes.
+        number = self.history(dataset, table)[0].version + 1
+        options = {"txnAppId": "replace", "txnVersion": str(number)}
+        options |= {"replaceWhere": predicate(where)} if where else {}
         self._write(frame, dataset, table, note, "overwrite", options)
 
     def _write(
@@ -261,7 +166,7 @@ class Store:
         Raises UserError with the holder's host, process and start.
         """
         schema = self._schema(dataset, table)
-        stem = _made(self._lease_folder()) / f"{schema}.{table.name}"
+        stem = made(self._lease_folder()) / f"{schema}.{table.name}"
         lock = filelock.FileLock(f"{stem}.lock")
         holder = Path(f"{stem}.holder")
         try:
@@ -300,7 +205,3 @@ def _note(text: str | None) -> dict[str, Any]:
 
 def _sql(text: str) -> str:
     return text.replace("\\", "\\\\").replace("'", "\\'")
-
-
-if __name__ == "__main__":
-    sys.stdout.write(f"Delta's jars: {delta_jars()[0].parent}\n")

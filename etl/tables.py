@@ -37,7 +37,7 @@ def _one_of(names: dict[str, str]) -> str:
     return "status IN (" + ", ".join(f"'{name}'" for name in names) + ")"
 
 
-_UID = {"uid_is_32_hex": "uid RLIKE '^[0-9a-f]{32}$'"}
+_UID = {"uid_is_32_hex": "uid RLIKE '^[0-9a-f]{32}$' AND length(uid) = 32"}
 _STATUS = {"status_is_known": _one_of(STATUSES)}
 
 INPUTS = Table(
@@ -69,7 +69,7 @@ PAIRS = Table(
     size_bytes BIGINT COMMENT 'length of the image, bytes',
     sha256 STRING COMMENT 'of the image bytes, 64 hex digits',
     phash BIGINT COMMENT 'imagehash 8x8 DCT, 64 bits; distance is bit_count(a ^ b)',
-    image_format STRING COMMENT 'sniffed from the bytes: jpeg, png, webp, gif, bmp, tiff',
+    image_format STRING COMMENT 'sniffed: jpeg, png, webp, gif, bmp, tiff; of bad images also html, avif, unknown',
     width_px INT COMMENT 'after EXIF orientation',
     height_px INT COMMENT 'after EXIF orientation',
     status STRING NOT NULL COMMENT 'see STATUSES',

@@ -12,7 +12,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 @pytest.fixture(scope="session")
 def spark():
-    from etl.store import session
+    from etl.session import session
 
     return session("tests")
 

@@ -7,10 +7,10 @@ import sys
 from functools import partial
 
 import pytest
+from helpers import picture, write_shard
 
 import etl.project
 from etl.__main__ import _run, app
-from helpers import picture, write_shard
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_a_mistake_in_the_config_is_one_line_and_exit_code_2(dfn, settings, says
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ("run --conf tinny", ["wanted a config file", "'tinny'", "demo, tiny"]),
+        ("run --conf tinny", ["wanted a config file", "'tinny'", "demo, local, tiny"]),
         ("run --conf tiny --dataset pol", ["--dataset: wanted some of pool, clean, things", "found pol"]),
         ("run --conf tiny --stage embd", ["--stage: wanted some of ingest,", "found embd"]),
         ("run --conf tiny --nope", ["No such option", "--nope"]),

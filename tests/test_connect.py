@@ -14,7 +14,8 @@ from pathlib import Path
 import pyspark
 import pytest
 
-from etl.store import FAST_LOCAL, Store, delta_jars
+from etl.session import FAST_LOCAL, delta_jars
+from etl.store import Store
 from etl.tables import RECEIPTS, SELECTIONS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]

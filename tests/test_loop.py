@@ -124,7 +124,7 @@ def test_run_again_it_recomputes_nothing(tiny):
     encoded = calls.read_text()
     ended = Loop(Project(project.config, said.append)).run()
     work = [line for line in said if "up to date" not in line and "Spark" not in line and not line.startswith("gate")]
-    assert work == [line for line in work if " pairs in " in line or ": 400 pairs" in line]
+    assert work == []
     assert (versions(), calls.read_text()) == (before, encoded)
     assert ended.arms["dfn"].metrics == tiny[1].arms["dfn"].metrics
 

@@ -78,6 +78,14 @@ def test_replacing_a_slice_leaves_the_others_and_old_versions(fruit):
     assert rows(fruit, where=where) == [("apple", "elstar", 140)]
 
 
+def test_replacing_nothing_by_nothing_is_a_commit_too_for_its_note_says_what_was_done(fruit):
+    where = {"kind": "apple"}
+    for key in ("first", "second"):
+        nothing = frame(fruit, ("apple", "gala", 1)).limit(0)
+        fruit.replace(nothing, "garden", FRUIT, where=where, note={"slice": where, "key": key})
+    assert [commit.note.get("key") for commit in fruit.history("garden", FRUIT)] == ["second", "first", None]
+
+
 def test_a_replacement_outside_its_slice_is_refused(fruit):
     with pytest.raises(Exception, match=r"(?i)replaceWhere|does not conform"):
         fruit.replace(frame(fruit, ("pear", "x", 1)), "garden", FRUIT, where={"kind": "apple"}, note={"slice": {}})
