@@ -97,7 +97,7 @@ class Loop:
             self.project.run(score.STAGE, self.pool, self.project.with_filter(score.STAGE, trained.folder))
         arms = {name: self._arm(name, arm, filters, trainer) for name, arm in config.arms.items()}
         verdict, is_promoted = self._decide(arms, filters, trainer)
-        self.project.say(verdict)
+        self.project.say(f"gate: {verdict}")
         return Round(arms, filters, verdict, is_promoted)
 
     def _vectors(self, dataset: str) -> Path:
@@ -191,18 +191,19 @@ class Loop:
         number, is_champion = registry.ensure_registered(
             MODEL, first.mlflow_run_id, first.folder, self.project.encoder[1], tags={"judged": json.dumps(judged)}
         )
+        version = FilterRecord.read(first.folder).version
         if is_champion:
-            return f"{MODEL} version {number} is the champion: up to date", True
+            return f"{MODEL} version {number} is the champion{self._why(version)}", True
         compared, baseline = self._baseline(arms, registry.champion_tags(MODEL), judged)
         seeds = [seed for seed in values if seed in baseline]
         decision = registry.gate([values[s] for s in seeds], [baseline[s] for s in seeds], level=loop.gate_level)
+        verb = "promoted" if decision.is_better else "refused"
+        # The decision first: a kill before the alias moves is made good by the next run, which decides the same.
+        self._record_decision(version, compared, verb, decision.reason)
         if decision.is_better:
             registry.set_alias(MODEL, registry.CHAMPION, number)
-        verb = "promoted" if decision.is_better else "refused"
-        version = FilterRecord.read(first.folder).version
-        self._record_decision(version, compared, verb, decision.reason)
         return (
-            f"gate: {MODEL} version {number} {verb} against {compared}: {loop.headline} {decision.reason}",
+            f"{MODEL} version {number} {verb} against {compared}: {loop.headline} {decision.reason}",
             decision.is_better,
         )
 
@@ -219,6 +220,12 @@ class Loop:
             raise UserError("gate: wanted a champion, or a control arm (whole_pool, random); found neither")
         strongest = max(controls, key=lambda name: mean(controls[name].values()))
         return f"arm {strongest}", controls[strongest]
+
+    def _why(self, challenger: str) -> str:
+        """What the gate found when it promoted this filter."""
+        decisions = self.project.store.read("", PROMOTIONS).where(f"challenger = '{challenger}'")
+        last = decisions.orderBy("decided_at", ascending=False).limit(1).collect()
+        return "".join(f": {row['verdict']} against {row['champion_compared']}: {row['reason']}" for row in last)
 
     def _record_decision(self, challenger: str, compared: str, verdict: str, reason: str) -> None:
         store = self.project.store
