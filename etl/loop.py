@@ -245,4 +245,7 @@ def filter_folder(project: Project, name: str) -> Path:
     from models import registry
 
     registry.connect(project.tracking_uri)
-    return registry.resolve(name, project.config.output_folder / "filters" / digest(name)[:12])
+    try:
+        return registry.resolve(name, project.config.output_folder / "filters" / digest(name)[:12])
+    except registry.RegistryError as error:
+        raise UserError(f"--filter: {error}") from None

@@ -4,9 +4,11 @@ A registered filter is its heads (2 MB) beside code and records; the towers (100
 encoder_version, because one encoder carries many filters. `with_towers` copies them in, for whoever has no such path.
 """
 
+import logging
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -50,6 +52,7 @@ def connect(tracking_uri: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")  # the lock file of whoever stands in the working directory
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # each migration of a new sqlite file
     mlflow.set_tracking_uri(tracking_uri)
 
 
@@ -113,7 +116,9 @@ def register_filter(
     package = Path(__file__).parent
     artifacts = {"heads": str(heads_folder)} | ({"encoder": str(encoder_folder)} if with_towers else {})
     inputs, outputs = [ColSpec("binary", "image"), ColSpec("string", "text")], [ColSpec("float", "score")]
-    with mlflow.start_run(run_id=run_id):
+    with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
+        # The signature is given: an example would run the model to guess it.
+        warnings.filterwarnings("ignore", message="(?s).*input example was not provided")
         info = mlflow.pyfunc.log_model(
             name="filter",
             python_model=str(package / "pyfunc_filter.py"),

@@ -151,11 +151,9 @@ def test_exported_shards_are_read_by_plain_tarfile_and_hold_the_selection(tiny, 
 def test_exported_shards_are_read_by_open_clips_own_loader(tiny, dfn_receipt, exported):
     from open_clip_train.data import get_wds_dataset
 
-    arguments = Namespace(
-        train_data=f"{exported}/{{00000..00002}}.tar", train_num_samples=60, workers=1, batch_size=20, seed=0,
-        world_size=1, train_data_upsampling_factors=None, dataset_resampled=False,
-    )  # fmt: skip
-    data = get_wds_dataset(arguments, lambda image: np.asarray(image).sum(), True, tokenizer=lambda text: [len(text)])
+    # The loader for evaluation: that for training ends each shard with a KeyError under webdataset after 0.2.86.
+    arguments = Namespace(val_data=f"{exported}/{{00000..00002}}.tar", val_num_samples=60, workers=1, batch_size=20)
+    data = get_wds_dataset(arguments, lambda image: np.asarray(image).sum(), False, tokenizer=lambda text: [len(text)])
     chosen = tiny[0].store.read("pool", PAIRS).where(F.col("uid").isin(kept_uids(tiny[0], dfn_receipt)))
     captions = [row["text"] for row in chosen.select("text").collect()]
     lengths = sorted(int(n) for _, texts in data.dataloader for n in texts)
