@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from etl.chunks import group_of, left, plan
-from etl.runs import RunRow, git_commit, record_runs
+from etl.runs import RunRow, find_runs, git_commit, record_runs
 from etl.stage import Facts, Read, Slice, Stage, StageConfig, Table, digest, overlap, slice_from
 from etl.store import Commit, Store, data_version
 
@@ -80,6 +81,11 @@ class Runner:
     """dataset -> its kind"""
     on_progress: Callable[[Progress], None] = lambda _: None
 
+    @cached_property
+    def _recorded(self) -> set[tuple[str, str]]:
+        """(stage, key) of the runs in `runs`: a kill after the last commit of rows leaves one out."""
+        return set(find_runs(self.store))
+
     def run(self, stage: Stage, dataset: str, config: StageConfig, *, source: Any = None) -> StageRun:
         """Bring the stage's output for `dataset` up to date. Does nothing, and says so, when it is.
 
@@ -98,16 +104,20 @@ class Runner:
         )
         for table in stage.writes:
             self._create(dataset, table)
-        if self._is_complete(stage, dataset, where, key):
+        is_complete = self._is_complete(stage, dataset, where, key)
+        if is_complete and (stage.name, key) in self._recorded:
             return base
         with self.store.lease(dataset, stage.writes[-1]):
             inputs = {name: self._read(stage.reads[name], some, dataset) for name, some in pins.items()}
             if listed is not None:
                 inputs = {"files": self.store.spark.createDataFrame(listed), **inputs} if len(listed) else {}
             job = _Job(self.store, stage, dataset, config, where, key, inputs, base.inputs, self.on_progress)
-            done = job.rows(base) if stage.resume == "rows" else job.table(base)
+            if is_complete:
+                done = job.ledger(base, job.facts())
+            else:
+                done = job.rows(base) if stage.resume == "rows" else job.table(base)
         done = replace(done, seconds=time.monotonic() - started)
-        if not done.is_up_to_date:
+        if is_complete or not done.is_up_to_date:
             self._record(done, stage, config)
         return done
 
@@ -150,6 +160,7 @@ class Runner:
             run.num_rows_in, output, run.num_rows_by_status,
         )  # fmt: skip
         record_runs(self.store, [row])
+        self._recorded.add((run.stage, run.key))
 
 
 @dataclass(frozen=True)
@@ -168,12 +179,18 @@ class _Job:
 
     def table(self, base: StageRun) -> StageRun:
         """Replace the slice in one commit per table."""
-        facts = self._facts()
+        facts = self.facts()
         for table, frame in zip(self.stage.writes, self._transform(self.inputs, facts), strict=True):
             self.store.replace(frame, self.dataset, table, where=self.where, note=self._note(is_last=True))
-        by_status = facts.get("num_rows_by_status") or self._flagged()
-        num_in = sum(by_status.values())
-        return replace(base, is_up_to_date=False, facts=facts, num_rows_in=num_in, num_rows_by_status=by_status)
+        return replace(self.ledger(base, facts), is_up_to_date=False)
+
+    def ledger(self, base: StageRun, facts: Facts) -> StageRun:
+        """What stands written: rows in by terminal status."""
+        if self.stage.resume == "rows":
+            by_status = {r["status"]: int(r["count"]) for r in self._written().groupBy("status").count().collect()}
+        else:
+            by_status = facts.get("num_rows_by_status") or self._flagged()
+        return replace(base, facts=facts, num_rows_in=sum(by_status.values()), num_rows_by_status=by_status)
 
     def _flagged(self) -> dict[str, int]:
         """The ledger of a sparse table: rows of the first input that it speaks of, and the others."""
@@ -201,7 +218,7 @@ class _Job:
         if not todo:
             return base
         before, this_run, started = total - sum(missing[c.id][1] for c in todo), 0, time.monotonic()
-        facts = self._facts()
+        facts = self.facts()
         must_replace = not commits
         # Part of each commit's id: rows begun anew must not be taken for the same rows of an earlier beginning.
         begun_in = commits[-1].version if commits else -1
@@ -217,10 +234,8 @@ class _Job:
             this_run += num_left
             at = (before + this_run, total, this_run, time.monotonic() - started)
             self.on_progress(Progress(self.stage.name, self.dataset, *at))
-        counts = self._written().groupBy("status").count().collect()
-        by_status = {row["status"]: int(row["count"]) for row in counts}
-        return replace(base, is_up_to_date=False, facts=facts, num_rows_in=total, num_rows_by_status=by_status,
-                        num_rows_written=this_run)  # fmt: skip
+        done = self.ledger(base, facts)
+        return replace(done, is_up_to_date=False, num_rows_in=total, num_rows_written=this_run)
 
     def _commit_chunk(self, inputs: Mapping[str, DataFrame], facts: Facts, content: str, note: dict[str, Any],
                       must_replace: bool) -> None:  # fmt: skip
@@ -248,7 +263,7 @@ class _Job:
                 break
         return current
 
-    def _facts(self) -> Facts:
+    def facts(self) -> Facts:
         """What `prepare` found, and what only a run knows: its key, and which versions it reads."""
         known = {"key": self.key, "inputs": dict(self.pinned)}
         return {**known, **self.stage.prepare(**self.inputs, config=self.config)} if self.stage.prepare else {}
