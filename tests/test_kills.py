@@ -7,19 +7,17 @@ import signal
 import subprocess
 import sys
 import time
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import pytest
 from helpers import picture, write_shard
 
 from etl.config import DatasetConfig, load
-from etl.project import Project
 from etl.run import Runner
-from etl.stages import STAGES, ingest
+from etl.stages import ingest
 from etl.store import Store
-from etl.tables import DATASET_TABLES, PAIRS, PROJECT_TABLES, SHARDS
+from etl.tables import DATASET_TABLES, PAIRS, PROJECT_TABLES
 
 slow = [pytest.mark.slow, pytest.mark.timeout(3600)]
 CHUNK = 50
@@ -118,66 +116,6 @@ def test_a_kill_between_pairs_and_inputs_doubles_nothing(spark, tmp_path, monkey
     assert sum(counts.get("duplicate_uid", 0) for counts in by_status) == 2
     assert differing(found, expected) == []
     assert broken().is_up_to_date
-
-
-@pytest.fixture
-def two_shards(tmp_path, tiny_corpus):
-    """make(name) -> a project in a folder of its own: 100 pairs of the tiny pool, and an evaluation set."""
-
-    def make(name: str) -> Project:
-        pool = {"datasets.pool.corpus": "null", "datasets.pool.shards": f"{tiny_corpus}/0000[01].tar"}
-        settings = {**pool, "output": tmp_path / name, "stages.embed.chunk_rows": CHUNK, "stages.ingest.chunk_rows": 1}
-        return Project(load(["tiny"], [f"{key}={value}" for key, value in settings.items()]))
-
-    return make
-
-
-@pytest.fixture
-def tiny_corpus():
-    from etl import corpora
-
-    return corpora.build("pool", load(["tiny"]).datasets["pool"].corpus)
-
-
-@pytest.fixture
-def random_filter(tmp_path, two_shards):
-    from models.filters import Heads, save_heads
-
-    record, _ = two_shards("any").encoder
-    random = np.random.default_rng(0)
-    shapes = [(8, record.image_dim), (8,), (8, record.text_dim)]
-    heads = Heads(*(random.standard_normal(shape).astype(np.float32) for shape in shapes), log_scale=1.0)
-    save_heads(tmp_path / "filter", heads, encoder_record=record)
-    return tmp_path / "filter"
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_a_kill_before_and_after_every_commit_of_every_stage(spark, two_shards, random_filter, monkeypatch):
-    def steps(project: Project):
-        for stage in STAGES:
-            for dataset in ("things", "pool"):
-                if project.config.datasets[dataset].kind in stage.kinds:
-                    of_filter = stage.name in ("score", "selection")
-                    settings = project.with_filter(stage, random_filter) if of_filter else None
-                    yield partial(project.run, stage, dataset, settings)
-
-    unbroken, broken = two_shards("unbroken"), two_shards("broken")
-    for step in steps(unbroken):
-        step()
-    killer = Killer(monkeypatch)
-    for step in steps(broken):
-        killer.until_done(step)
-    written = {name.partition(" ")[0] for name in killer.seen}
-    assert {f"pool.{table.name}" for table in DATASET_TABLES if table != SHARDS} <= written
-    expected, found = (
-        contents(project.store, ["pool", "things"], OF_TIME | OF_HISTORY) for project in (unbroken, broken)
-    )
-    assert len(found["pool.selections"]) == 15
-    assert differing(found, expected) == []
-    before = newest_versions(broken.store, ["pool", "things"])
-    assert all(step().is_up_to_date for step in steps(broken))
-    assert newest_versions(broken.store, ["pool", "things"]) == before
 
 
 class Command:
