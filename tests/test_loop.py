@@ -149,14 +149,21 @@ def test_exported_shards_are_read_by_plain_tarfile_and_hold_the_selection(tiny, 
 
 
 def test_exported_shards_are_read_by_open_clips_own_loader(tiny, dfn_receipt, exported):
+    import torch
     from open_clip_train.data import get_wds_dataset
 
     # The loader for evaluation: that for training ends each shard with a KeyError under webdataset after 0.2.86.
     arguments = Namespace(val_data=f"{exported}/{{00000..00002}}.tar", val_num_samples=60, workers=1, batch_size=20)
-    data = get_wds_dataset(arguments, lambda image: np.asarray(image).sum(), False, tokenizer=lambda text: [len(text)])
+
+    def pixels(image):
+        return torch.from_numpy(np.asarray(image.resize((8, 8))).copy())
+
+    data = get_wds_dataset(arguments, pixels, False, tokenizer=lambda text: torch.tensor([len(text)]))
     chosen = tiny[0].store.read("pool", PAIRS).where(F.col("uid").isin(kept_uids(tiny[0], dfn_receipt)))
     captions = [row["text"] for row in chosen.select("text").collect()]
-    lengths = sorted(int(n) for _, texts in data.dataloader for n in texts)
+    batches = [(images.shape, texts.tolist()) for images, texts in data.dataloader]
+    assert {shape for shape, _ in batches} == {(20, 8, 8, 3)}
+    lengths = sorted(length for _, texts in batches for length in texts)
     assert lengths == sorted(len(caption) for caption in captions) and len(lengths) == 60
 
 
