@@ -17,7 +17,7 @@ import typer
 from etl.console import INTERRUPTED, Reporter, emit, stop_at_signals
 from etl.corpora import SOURCES, CorpusError, CorpusSpec, build
 from etl.stage import UserError
-from models.records import WeightsError
+from models.records import RegistryError, WeightsError
 
 app = typer.Typer(
     help="Data Filtering Networks on Spark: score and select image-text pairs, and judge the filter by the model that "
@@ -216,7 +216,7 @@ def _run(command: Callable[..., Any]) -> int:
         return int(command(standalone_mode=False) or 0)
     except typer.Exit as stop:
         return int(stop.exit_code)
-    except (UserError, CorpusError, WeightsError) as error:
+    except (UserError, CorpusError, RegistryError, WeightsError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     except typer.Abort:

@@ -1,4 +1,4 @@
-"""The whole configuration: pydantic models, YAML layers, `--set a.b=c`. Reads YAML files, touches nothing else.
+"""The whole configuration: pydantic models over the layers of `layers.py`. Touches nothing.
 
 Each stage's part is beside the stage. An unknown key is an error that names the nearest known one; all checks run
 before Spark starts.
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-import yaml
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from etl.corpora import CorpusSpec
+from etl.layers import layered, merge
 from etl.stage import StageConfig, UserError
 from etl.stages import STAGES
 
@@ -61,6 +61,12 @@ class EncoderConfig(StageConfig):
     batch_size: int = pydantic.Field(default=16, gt=0)
     """Images per forward pass: part of the record, so another value is another encoder version."""
 
+    @pydantic.model_validator(mode="after")
+    def has_weights(self) -> EncoderConfig:
+        if self.open_clip and not self.checkpoint:
+            raise ValueError("wanted a checkpoint file beside open_clip; found none; random weights score nothing")
+        return self
+
 
 class SparkConfig(StageConfig):
     master: str = "local[2]"
@@ -84,26 +90,43 @@ class ArmConfig(StageConfig):
     fraction: Fraction = 0.15
 
 
+ARMS: dict[str, Any] = {
+    "whole_pool": {"keep": "whole_pool", "fraction": 1.0},
+    "random": {"keep": "random"},
+    "dfn": {"keep": "filter"},
+}
+"""Under every configured one, so that a layer can change a field of an arm, or leave an arm out by `null`."""
+
+
 class LoopConfig(StageConfig):
     """One round: train filters, score, select, train induced models, evaluate, gate, promote."""
 
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    seeds: Annotated[tuple[int, ...], pydantic.Field(min_length=1)] = (0, 1, 2, 3, 4)
     """Of filter, selection and induced model alike; pairs the arms in the gate's test."""
     filter: TrainingConfig = TrainingConfig(steps=400, dropout=0.5)
     induced: TrainingConfig = TrainingConfig(steps=200, dropout=0.1)
-    arms: dict[str, ArmConfig] = pydantic.Field(
-        default={
-            "whole_pool": ArmConfig(keep="whole_pool", fraction=1.0),
-            "random": ArmConfig(keep="random"),
-            "dfn": ArmConfig(keep="filter"),
-        }
-    )
+    arms: dict[str, ArmConfig] = pydantic.Field(default={})
+    """Name -> arm; see ARMS for those that are always there."""
     headline: str = "avg"
     """The metric that the gate looks at: the mean of `headline_parts`."""
     headline_parts: tuple[str, ...] = ()
     """DATASET.METRIC of evaluation sets."""
     gate_level: Fraction = 0.05
     """Of the gate's one-sided test, paired by seed."""
+
+    @pydantic.field_validator("arms", mode="before")
+    @classmethod
+    def over_the_usual_ones(cls, arms: Any) -> Any:
+        if not isinstance(arms, Mapping):
+            return arms
+        return {name: arm for name, arm in merge(ARMS, arms).items() if arm is not None}
+
+    @pydantic.field_validator("seeds")
+    @classmethod
+    def are_distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("wanted each seed once")
+        return seeds
 
 
 StagesConfig: type[StageConfig] = pydantic.create_model(  # type: ignore[call-overload]
@@ -123,7 +146,7 @@ class Config(StageConfig):
     intro: str = ""
     """A sentence for the report: what this pool is."""
     spark: SparkConfig = SparkConfig()
-    datasets: dict[str, DatasetConfig] = pydantic.Field(default={})
+    datasets: dict[Annotated[str, pydantic.Field(pattern=r"^\w+$")], DatasetConfig] = pydantic.Field(default={})
     encoder: EncoderConfig = EncoderConfig()
     stages: StagesConfig = StagesConfig()  # type: ignore[valid-type]
     loop: LoopConfig = LoopConfig()
@@ -139,14 +162,22 @@ class Config(StageConfig):
 
     @pydantic.model_validator(mode="after")
     def writes_beside_its_inputs(self) -> Config:
+        written = {Path(place).resolve() for place in (self.output_folder, self.tables_root) if "://" not in str(place)}
         for name, dataset in self.datasets.items():
-            for pattern in (dataset.shards, dataset.metadata):
-                is_local = pattern is not None and ("://" not in pattern or pattern.startswith("file:"))
-                folder = folder_of(pattern) if pattern and is_local else None
-                if folder == str(self.output_folder):
-                    raise ValueError(
-                        f"wanted output outside the inputs; found datasets.{name} in {folder}, where output is"
-                    )
+            for pattern in filter(None, (dataset.shards, dataset.metadata)):
+                folder = folder_of(pattern)
+                if "://" not in folder and Path(folder).resolve() in written:
+                    raise ValueError(f"wanted output and tables outside the inputs; found datasets.{name} in {folder}")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def headline_is_evaluated(self) -> Config:
+        sets = self.of_kind("eval")
+        if unknown := [part for part in self.loop.headline_parts if part.partition(".")[0] not in sets]:
+            raise ValueError(
+                f"loop.headline_parts: wanted DATASET.METRIC, of {', '.join(sets) or 'evaluation sets'}; "
+                f"found {', '.join(unknown)}"
+            )
         return self
 
     def of_kind(self, *kinds: Kind) -> list[str]:
@@ -169,13 +200,8 @@ def load(names: Sequence[str], overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: a file is missing or is not YAML; a key is unknown; a value is out of range.
     """
-    merged: dict[str, Any] = {}
-    for name in names:
-        merged = _merge(merged, _read(name))
-    for override in overrides:
-        merged = _merge(merged, _override(override))
     try:
-        config = Config.model_validate(merged)
+        config = Config.model_validate(layered(names, overrides))
     except pydantic.ValidationError as error:
         raise UserError("\n".join(_explain(e) for e in error.errors())) from None
     if not config.datasets:
@@ -185,48 +211,11 @@ def load(names: Sequence[str], overrides: Sequence[str] = ()) -> Config:
     return config
 
 
-def _read(name: str) -> dict[str, Any]:
-    here = Path(__file__).parent
-    places = [
-        Path(name),
-        Path("conf") / f"{name}.yaml",
-        here.parent / "conf" / f"{name}.yaml",
-        here / "conf" / f"{name}.yaml",
-    ]
-    path = next((place for place in places if place.is_file()), None)
-    if path is None:
-        known = sorted({p.stem for place in places[1:] for p in place.parent.glob("*.yaml")})
-        raise UserError(f"wanted a config file; found none named {name!r}; fix: a path, or one of {', '.join(known)}")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise UserError(f"wanted YAML in {path}; found: {' '.join(str(error).split())}") from None
-    if not isinstance(content or {}, dict):
-        raise UserError(f"wanted keys and values in {path}; found a {type(content).__name__}")
-    return content or {}
-
-
-def _override(text: str) -> dict[str, Any]:
-    path, equals, value = text.partition("=")
-    if not equals:
-        raise UserError(f"wanted --set a.b=value; found {text!r}")
-    nested: Any = yaml.safe_load(value)
-    for key in reversed(path.split(".")):
-        nested = {key: nested}
-    return dict(nested)
-
-
-def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(under)
-    for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
-
-
 def _explain(error: Any) -> str:
     """One line of a validation error: where, what was wanted, what was found, the nearest key for an unknown one."""
     place = ".".join(str(part) for part in error["loc"]) or "config"
+    if error["type"] == "value_error":  # our own, which says what was found
+        return f"{place}: {error['msg'].removeprefix('Value error, ')}"
     if error["type"] != "extra_forbidden":
         return f"{place}: {error['msg']}; found {str(error['input'])[:80]!r}"
     known = _fields_at(error["loc"][:-1])

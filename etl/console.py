@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from etl.run import Progress as Done
+    from etl.job import Progress as Done
 
 
 INTERRUPTED = "interrupted: what was committed stays; run it again to go on"

@@ -20,14 +20,14 @@ import pandas as pd
 
 from etl.config import ArmConfig
 from etl.export import receipt_of, uid_list, vectors_folder
+from etl.job import StageRun
 from etl.project import Project
-from etl.run import StageRun
 from etl.stage import UserError, digest
 from etl.stages import score, selection
 from etl.store import data_version
 from etl.tables import EMBEDDINGS, PROMOTIONS
 from etl.training import EvalSet, Trained, Trainer, labels_of
-from models.records import FilterRecord
+from models.records import FilterRecord, RegistryError
 
 MODEL = "dfn_filter"
 """Name of the registered filter."""
@@ -247,5 +247,5 @@ def filter_folder(project: Project, name: str) -> Path:
     registry.connect(project.tracking_uri)
     try:
         return registry.resolve(name, project.config.output_folder / "filters" / digest(name)[:12])
-    except registry.RegistryError as error:
+    except RegistryError as error:
         raise UserError(f"--filter: {error}") from None

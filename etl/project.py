@@ -14,9 +14,10 @@ from typing import Any
 
 from etl import corpora
 from etl.config import Config, DatasetConfig, EncoderConfig, folder_of
-from etl.run import Progress, Runner, StageRun
+from etl.job import Progress, StageRun
+from etl.run import Runner
 from etl.session import cache_folder, session
-from etl.stage import Stage, StageConfig, UserError, digest
+from etl.stage import Stage, StageConfig, digest
 from etl.stages import STAGES
 from etl.store import Store
 from etl.tables import INPUTS
@@ -150,10 +151,6 @@ def _build(config: EncoderConfig, out: Path, say: Say) -> None:
     from models import clip  # torch and open_clip: seconds, and only when there is something to build
 
     if config.open_clip:
-        if config.checkpoint is None:
-            raise UserError(
-                "encoder: wanted a checkpoint file beside open_clip; found none; random weights score nothing"
-            )
         clip.build_open_clip(
             config.open_clip, config.checkpoint, out, quick_gelu=config.quick_gelu, batch_size=config.batch_size
         )

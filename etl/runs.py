@@ -63,5 +63,8 @@ def find_runs(store: Store) -> dict[tuple[str, str], Facts]:
 def git_commit() -> str | None:
     """The commit of the code that runs, where it runs from a checkout."""
     here = Path(__file__).parent
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    except OSError:  # a machine without git
+        return None
     return done.stdout.strip() or None

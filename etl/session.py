@@ -97,8 +97,10 @@ def session(name: str = "dfn", *, master: str = "local[2]", conf: Mapping[str, s
     if master.startswith("local"):
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     builder = SparkSession.builder.appName(name)
-    if remote := os.environ.get("SPARK_REMOTE"):
-        return builder.remote(remote).getOrCreate()
+    if (remote := os.environ.get("SPARK_REMOTE", "")).startswith("sc:"):  # the server has its own jars and settings
+        connected = builder.remote(remote).getOrCreate()
+        connected.conf.set("spark.sql.session.timeZone", "UTC")
+        return connected
     settings = {
         "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
         "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
@@ -110,7 +112,7 @@ def session(name: str = "dfn", *, master: str = "local[2]", conf: Mapping[str, s
     }
     for key, value in settings.items():
         builder = builder.config(key, value)
-    return builder.master(master).getOrCreate()
+    return (builder.remote(remote) if remote else builder.master(master)).getOrCreate()
 
 
 if __name__ == "__main__":

@@ -25,6 +25,10 @@ class WeightsError(Exception):
         super().__init__(f"wanted {wanted}; found {found}; fix: {fix}")
 
 
+class RegistryError(Exception):
+    """A model, version or alias that the registry does not hold; names those that it does."""
+
+
 class Record(BaseModel):
     """Base of the records: immutable, and a field that it does not know is an error."""
 

@@ -27,17 +27,13 @@ from mlflow.types import ColSpec, Schema
 from scipy import stats  # type: ignore[import-untyped]
 
 from models.filters import Filter, check_encoder
-from models.records import EncoderRecord, whole_folder
+from models.records import EncoderRecord, RegistryError, whole_folder
 
 CHAMPION = "champion"  # the alias that the gate moves
 MIN_SEEDS = 3  # fewer differences give no idea of the noise
 METRICS_AT_ONCE = 1000  # MLflow's limit for one call
 # What the registered model imports.
 PACKAGES = "imagehash mlflow numpy open-clip-torch pandas pillow pydantic safetensors timm torch transformers"
-
-
-class RegistryError(Exception):
-    """A model, version or alias that the registry does not hold; names those that it does."""
 
 
 def connect(tracking_uri: str) -> None:

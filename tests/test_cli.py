@@ -11,6 +11,7 @@ from helpers import picture, write_shard
 
 import etl.project
 from etl.__main__ import _run, app
+from etl.config import load
 
 
 @pytest.fixture
@@ -64,7 +65,16 @@ IN_AND_OUT = ["datasets.mine.kind=filter", "datasets.mine.shards=/data/in/*.tar"
         (["stages.selection.keep.all=true", "stages.selection.keep.top_fraction=0.1"], ["keep", "exactly one of"]),
         (["loop.gate_level=2"], ["loop.gate_level", "less than or equal to 1", "'2'"]),
         (["loop.filter.steps=0"], ["loop.filter.steps", "greater than 0"]),
-        (IN_AND_OUT, ["wanted output outside the inputs", "datasets.mine in /data/in"]),
+        (IN_AND_OUT, ["wanted output and tables outside", "datasets.mine in /data/in"]),
+        ([*IN_AND_OUT[:2], "output=/data/in/../in"], ["wanted output and tables outside", "datasets.mine in /data/in"]),
+        ([*IN_AND_OUT[:2], "tables=/data/in/"], ["wanted output and tables outside", "datasets.mine in /data/in"]),
+        (["output=[1"], ["wanted --set output= and a YAML value", "'[1'"]),
+        (["loop.seeds=[]"], ["loop.seeds", "at least 1 item"]),
+        (["loop.seeds=[1,1]"], ["loop.seeds: wanted each seed once"]),
+        (["loop.headline_parts=[thing.r5]"], ["wanted DATASET.METRIC, of things; found thing.r5"]),
+        (["loop.arms.dfn.fraction=2"], ["loop.arms.dfn.fraction", "or equal to 1"]),
+        (["datasets.a/b.kind=pool", "datasets.a/b.shards=/x/*.tar"], ["datasets.a/b", "match pattern"]),
+        (["encoder.open_clip=ViT-B-32"], ["encoder: wanted a checkpoint file beside open_clip"]),
         (["output"], ["wanted --set a.b=value", "'output'"]),
         (["datasets.pool.corpus.sources=[iconify_smal]"], ["wanted a source among", "did you mean 'iconify_small'?"]),
         (["datasets.pool.kind=pol"], ["datasets.pool.kind", "'pool'", "'pol'"]),
@@ -104,6 +114,13 @@ def test_a_mistake_in_the_arguments_is_one_line_and_exit_code_2(dfn, arguments, 
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert [part for part in says if part not in err] == []
+
+
+def test_one_field_of_a_usual_arm_can_be_set_and_an_arm_left_out():
+    loop = load(["tiny"], ["loop.arms.dfn.fraction=0.3", "loop.arms.random=null"]).loop
+    assert {name: (arm.keep, arm.fraction) for name, arm in loop.arms.items()} == {
+        "whole_pool": ("whole_pool", 1.0), "dfn": ("filter", 0.3)
+    }  # fmt: skip
 
 
 def test_without_two_pools_or_with_none_the_dataset_must_be_named(dfn):

@@ -15,8 +15,8 @@ from models import registry
 from models.clip import assemble
 from models.encoder import Encoder
 from models.filters import Filter, save_heads
-from models.records import EncoderRecord, WeightsError
-from models.registry import GateDecision, RegistryError, gate
+from models.records import EncoderRecord, RegistryError, WeightsError
+from models.registry import GateDecision, gate
 
 DIM = TINY["embed_dim"]
 
