@@ -148,6 +148,9 @@ class Config(StageConfig):
     spark: SparkConfig = SparkConfig()
     datasets: dict[Annotated[str, pydantic.Field(pattern=r"^\w+$")], DatasetConfig] = pydantic.Field(default={})
     encoder: EncoderConfig = EncoderConfig()
+    """Whose vectors filters and models are trained on."""
+    more_encoders: dict[str, EncoderConfig] = pydantic.Field(default={})
+    """Their vectors are stored too; all encoders share one pass over the pixels."""
     stages: StagesConfig = StagesConfig()  # type: ignore[valid-type]
     loop: LoopConfig = LoopConfig()
 

@@ -1,34 +1,34 @@
-"""Models on executors: this task's device, one model per worker process, read-decode-encode ahead of the model.
+"""Models on executors: this task's device, one model per worker process, and the pass that feeds them.
 
-Touches shards (reads) and the encoder's folder (reads). The two pandas UDFs of the application are made here:
-`dfn_embed` (pointers in, vectors out) and `dfn_score` (image bytes and text in, score out).
+Touches shards (reads) and the encoders' folders (reads). The two pandas UDFs of the application are made here over one
+core: `dfn_embed` (pointers in, vectors out) and `dfn_score` (image bytes and text in, score out).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 from pyspark.sql import Column
 
-from etl.shards import RangeReader, ShardError
+from etl.feed import Feed, Row
+from etl.lanes import TIMINGS, Columns, Lane, Reader, Window, run_pass
 from etl.stage import series_udf
-from models.images import MAX_PIXELS, ImageError, decode_rgb
+from models.images import MAX_PIXELS
 from models.records import EncoderRecord
 
-EMBEDDED = "image_embedding binary, text_embedding binary, cosine float, status string, status_reason string"
-Decoded = np.ndarray | ImageError | ShardError
-"""A preprocessed image, uint8, or why there is none."""
+EMBEDDED = {"image_embedding": "binary", "text_embedding": "binary", "cosine": "float"}
+STATUS = {"status": "string", "status_reason": "string"}
 
 
-def task_device() -> str:
-    """The device of this task: the GPU that Spark gave it, else CUDA's first where a GPU is there at all, else the CPU.
+def task_gpu_address() -> str | None:
+    """The GPU that Spark gave this task; None where it gave none.
 
     Spark sets no CUDA_VISIBLE_DEVICES for ordinary UDFs: the address comes from the task's resources.
     """
@@ -36,14 +36,60 @@ def task_device() -> str:
 
     context = TaskContext.get()
     gpu = context.resources().get("gpu") if context else None
+    return gpu.addresses[0] if gpu else None
+
+
+def task_device() -> str:
+    """The device of this task: its GPU, else CUDA's first where a GPU is there at all, else the CPU."""
     import torch
 
     if not torch.cuda.is_available():
         return "cpu"
-    return f"cuda:{gpu.addresses[0]}" if gpu else "cuda:0"
+    return f"cuda:{task_gpu_address() or 0}"
 
 
-@lru_cache(maxsize=2)
+def is_retry() -> bool:
+    """Whether Spark runs this task again: what killed the worker may do so again."""
+    from pyspark import TaskContext
+
+    context = TaskContext.get()
+    return bool(context and context.attemptNumber())
+
+
+class ReaderSpec(Protocol):
+    """A reader before it is loaded: what travels to executors."""
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Name -> Spark type of what it gives, beside STATUS."""
+
+    def prepare(self) -> Callable[[Any], Any]:
+        """A picklable function: a decoded image, uint8 CHW -> what `encode` takes. Called from several threads."""
+
+    def load(self, device: str) -> Reader:
+        """Called once per worker process and device."""
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """An encoder of `models.encoder`, by its folder."""
+
+    folder: str
+
+    @property
+    def columns(self) -> dict[str, str]:
+        return EMBEDDED
+
+    def prepare(self) -> Callable[[Any], Any]:
+        from models.pixels import resize
+
+        return partial(resize, config=EncoderRecord.read(Path(self.folder)).preprocessing)
+
+    def load(self, device: str) -> Reader:
+        return EncoderReader(encoder(self.folder, device))
+
+
+@lru_cache(maxsize=4)
 def encoder(folder: str, device: str) -> Any:
     """The encoder, loaded once per worker process. Its weights are checked by sha256 before the first row."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -52,32 +98,39 @@ def encoder(folder: str, device: str) -> Any:
     return Encoder.load(Path(folder), device=device)
 
 
-def embed_rows(model: Any, images: list[Decoded], texts: list[str]) -> pd.DataFrame:
-    """Preprocessed images and captions to rows of EMBEDDED, in order. A row without vectors says why."""
-    from models.filters import check_vectors
+class EncoderReader:
+    """Image and text vectors, float16, and their cosine. A row without a number says so."""
 
-    is_image = [isinstance(image, np.ndarray) for image in images]
-    rows: list[dict[str, Any]] = [
-        {} if ok else {"status": getattr(image, "status", "read_error"), "status_reason": _reason(image)}
-        for image, ok in zip(images, is_image, strict=True)
-    ]
-    keep = np.flatnonzero(is_image)
-    if len(keep):
-        image_vectors_NI = model.encode_images([images[i] for i in keep])
-        text_vectors_NT = model.encode_texts([texts[i] for i in keep])
+    columns = tuple(EMBEDDED)
+
+    def __init__(self, model: Any) -> None:
+        self._model, self.batch_size = model, model.record.batch_size
+
+    def encode(self, images: list[Any]) -> np.ndarray:
+        vectors_NI: np.ndarray = self._model.encode_images(images)
+        return vectors_NI
+
+    def finish(self, results: list[Any], texts: list[str]) -> Columns:
+        from models.filters import check_vectors
+
+        record = self._model.record
+        image_vectors_NI = np.stack(results) if results else np.empty((0, record.image_dim), np.float32)
+        text_vectors_NT = self._model.encode_texts(texts)
         is_valid = check_vectors(image_vectors_NI) & check_vectors(text_vectors_NT)
-        cosines = cosine(image_vectors_NI, text_vectors_NT) if model.record.shares_space else [None] * len(keep)
-        for at, row in enumerate(keep):
-            if not is_valid[at]:
-                rows[row] = {"status": "invalid_output", "status_reason": "the model gave NaN, infinity or zeros"}
-                continue
-            halves = (v[at].astype("<f2").tobytes() for v in (image_vectors_NI, text_vectors_NT))
-            rows[row] = dict(zip(("image_embedding", "text_embedding"), halves, strict=True)) | {
-                "cosine": cosines[at], "status": "ok"
-            }  # fmt: skip
-    return pd.DataFrame(
-        rows, columns=["image_embedding", "text_embedding", "cosine", "status", "status_reason"]
-    ).astype(object)
+        cosines = cosine(image_vectors_NI, text_vectors_NT) if record.shares_space else [None] * len(texts)
+        reason = "the model gave NaN, infinity or zeros"
+        return {
+            "image_embedding": _halves(image_vectors_NI, is_valid),
+            "text_embedding": _halves(text_vectors_NT, is_valid),
+            "cosine": [value if ok else None for value, ok in zip(cosines, is_valid, strict=True)],
+            "status": ["ok" if ok else "invalid_output" for ok in is_valid],
+            "status_reason": [None if ok else reason for ok in is_valid],
+        }
+
+
+def _halves(vectors_ND: np.ndarray, is_valid_N: np.ndarray) -> list[bytes | None]:
+    """Little-endian float16, as tables store them."""
+    return [vector.astype("<f2").tobytes() if ok else None for vector, ok in zip(vectors_ND, is_valid_N, strict=True)]
 
 
 def cosine(left_ND: np.ndarray, right_ND: np.ndarray) -> list[float | None]:
@@ -88,60 +141,74 @@ def cosine(left_ND: np.ndarray, right_ND: np.ndarray) -> list[float | None]:
     return [float(value) if np.isfinite(value) else None for value in found]
 
 
-def _reason(error: object) -> str:
-    return str(getattr(error, "reason", None) or error)[:200]
+@dataclass(frozen=True)
+class Pass:
+    """One decode, many readers: what every task of the pass does, and with which models."""
+
+    readers: tuple[ReaderSpec, ...]
+    max_pixels: int = MAX_PIXELS
+    decode_threads: int = 1
+    max_invalid_fraction: float = 0.01
+    """More rows than this share whose model gives NaN, infinity or zeros: the task fails, and so does the run."""
+    calls_file: Path | None = None
+    """Gets a line with the number of images per forward pass, which is how resume is proved. None: not counted."""
+
+    def run(self, rows: Iterator[Row]) -> Iterator[Window]:
+        """A task's part of the pass, on this task's device."""
+        device = task_device()
+        lanes = [
+            Lane(spec.load(device), on_batch=self._count, max_invalid_fraction=self.max_invalid_fraction)
+            for spec in self.readers
+        ]
+        decode = partial(decode_for, prepares=tuple(s.prepare() for s in self.readers), max_pixels=self.max_pixels)
+        if not is_retry():
+            yield from run_pass(Feed(decode, threads=self.decode_threads), lanes, rows)
+            return
+        from etl.crash import ChildDecoder
+
+        child = ChildDecoder(decode)
+        try:
+            yield from run_pass(Feed(child, threads=1), lanes, rows)
+        finally:
+            child.close()
+
+    def _count(self, num_images: int) -> None:
+        if self.calls_file:
+            with self.calls_file.open("a") as log:
+                log.write(f"{num_images}\n")
 
 
-def prefetched(batches: Iterator[Any], work: Callable[[Any], Any]) -> Iterator[tuple[Any, Any]]:
-    """(batch, work(batch)) in order, with the next batch's work done in a thread while the caller uses this one."""
-    with ThreadPoolExecutor(1) as pool:
-        pending: tuple[Any, Any] | None = None
-        for batch in batches:
-            following = (batch, pool.submit(work, batch))
-            if pending:
-                yield pending[0], pending[1].result()
-            pending = following
-        if pending:
-            yield pending[0], pending[1].result()
+def decode_for(data: bytes, *, prepares: tuple[Callable[[Any], Any], ...], max_pixels: int) -> tuple[Any, ...]:
+    """One decode, and what each reader takes of it. Raises ImageError."""
+    from models.pixels import decode
+
+    image_CHW = decode(data, max_pixels=max_pixels)
+    return tuple(prepare(image_CHW) for prepare in prepares)
 
 
-def make_dfn_embed(
-    encoder_folder: Path, shards_root: str, *, max_pixels: int, calls_file: Path | None
-) -> Callable[..., Column]:
-    """The pandas UDF `dfn_embed(shard, offset_bytes, size_bytes, text) -> EMBEDDED`.
+def make_dfn_embed(work: Pass, shards_root: str) -> Callable[..., Column]:
+    """The pandas UDF `dfn_embed(shard, offset_bytes, size_bytes, text)` -> a struct of all readers' columns.
 
-    Pixels never enter the JVM: workers read the shards themselves, decode ahead of the model and hand back vectors.
-    Rows whose shard is NULL come back with status `no_vectors`. `calls_file`: a line `rows` per batch that goes
-    through the model is appended there, which is how resume is proved.
+    Reader number n's are called `r{n}_NAME`; TIMINGS are among them. Pixels never enter the JVM: workers read the
+    shards themselves, decode ahead of the models and hand back vectors. A NULL shard comes back as `no_vectors`.
     """
+    types = {f"r{n}_{name}": kind for n, s in enumerate(work.readers) for name, kind in (s.columns | STATUS).items()}
+    returns = ", ".join(f"{name} {kind}" for name, kind in (types | dict.fromkeys(TIMINGS, "double")).items())
 
     def dfn_embed(batches: Iterator[tuple[pd.Series, pd.Series, pd.Series, pd.Series]]) -> Iterator[pd.DataFrame]:
-        model = encoder(str(encoder_folder), task_device())
-        reader = RangeReader()
+        for frames, timings in work.run(_pointers(batches, shards_root)):
+            parts = [frame.add_prefix(f"r{n}_") for n, frame in enumerate(frames)]
+            yield pd.concat([*parts, timings], axis=1)
 
-        def load(batch: tuple[pd.Series, pd.Series, pd.Series, pd.Series]) -> list[Decoded]:
-            return [_load(reader, model, shards_root, *pointer, max_pixels) for pointer in zip(*batch[:3], strict=True)]
-
-        for batch, images in prefetched(batches, load):
-            if calls_file:
-                with calls_file.open("a") as log:
-                    log.write(f"{len(images)}\n")
-            yield embed_rows(model, images, batch[3].fillna("").tolist())
-
-    return series_udf(dfn_embed, EMBEDDED)  # Python: the model is PyTorch's
+    return series_udf(dfn_embed, returns)  # Python: the models are PyTorch's
 
 
-def _load(
-    reader: RangeReader, model: Any, root: str, shard: str | None, offset: Any, size: Any, max_pixels: int
-) -> Decoded:
-    if shard is None or pd.isna(shard):
-        return ImageError("no_vectors", "the pair has no pixels")
-    try:
-        data = reader.read(f"{root}/{shard}" if root else shard, int(offset), int(size))
-        image: np.ndarray = model.preprocess(decode_rgb(data, max_pixels=max_pixels))
-    except (ImageError, ShardError) as error:
-        return error
-    return image
+def _pointers(batches: Iterator[Sequence[pd.Series]], root: str) -> Iterator[Row]:
+    for shards, offsets, sizes, texts in batches:
+        for shard, offset, size, text in zip(shards, offsets, sizes, texts, strict=True):
+            is_pointer = isinstance(shard, str) and not (pd.isna(offset) or pd.isna(size))
+            place = (f"{root}/{shard}" if root else shard, int(offset), int(size)) if is_pointer else None
+            yield Row(place, text if isinstance(text, str) else "")
 
 
 def make_dfn_score(encoder_folder: Path, filter_folder: Path, *, max_pixels: int = MAX_PIXELS) -> Callable[..., Column]:
@@ -153,31 +220,23 @@ def make_dfn_score(encoder_folder: Path, filter_folder: Path, *, max_pixels: int
 
     filter_ = Filter.load(filter_folder)
     check_encoder(filter_.record, EncoderRecord.read(encoder_folder))
+    work = Pass((EncoderSpec(str(encoder_folder)),), max_pixels=max_pixels)
 
     def dfn_score(batches: Iterator[tuple[pd.Series, pd.Series]]) -> Iterator[pd.Series]:
-        model = encoder(str(encoder_folder), task_device())
-
-        def load(batch: tuple[pd.Series, pd.Series]) -> list[Decoded]:
-            return [_decode(model, data, max_pixels) for data in batch[0]]
-
-        for batch, images in prefetched(batches, load):
-            rows = embed_rows(model, images, batch[1].fillna("").tolist())
-            scores = pd.Series([None] * len(rows), dtype=object)
-            is_ok = (rows["status"] == "ok").to_numpy()
+        rows = (
+            Row(bytes(image or b""), text if isinstance(text, str) else "")
+            for images, texts in batches
+            for image, text in zip(images, texts, strict=True)
+        )
+        for (frame,), _ in work.run(rows):
+            scores = pd.Series([None] * len(frame), dtype=object)
+            is_ok = (frame["status"] == "ok").to_numpy()
             if is_ok.any():
                 sides = (
-                    np.frombuffer(b"".join(rows.loc[is_ok, side]), "<f2").reshape(is_ok.sum(), -1)
+                    np.frombuffer(b"".join(frame.loc[is_ok, side]), "<f2").reshape(is_ok.sum(), -1)
                     for side in ("image_embedding", "text_embedding")
                 )
                 scores[is_ok] = filter_.score(*sides).tolist()
             yield scores
 
     return series_udf(dfn_score, "float")  # Python: the model is PyTorch's
-
-
-def _decode(model: Any, data: bytes | None, max_pixels: int) -> Decoded:
-    try:
-        image: np.ndarray = model.preprocess(decode_rgb(data or b"", max_pixels=max_pixels))
-    except ImageError as error:
-        return error
-    return image

@@ -15,10 +15,11 @@ from typing import Any
 from etl import corpora
 from etl.config import Config, DatasetConfig, EncoderConfig, folder_of
 from etl.job import Progress, StageRun
+from etl.lanes import TIMINGS
 from etl.run import Runner
 from etl.session import cache_folder, session
 from etl.stage import Stage, StageConfig, digest
-from etl.stages import STAGES
+from etl.stages import STAGES, embed
 from etl.store import Store
 from etl.tables import INPUTS
 from models.filters import check_encoder
@@ -82,13 +83,19 @@ class Project:
         )
 
     def run(self, stage: Stage, dataset: str, settings: StageConfig | None = None) -> StageRun:
-        """One stage on one dataset: done, or said to be up to date."""
+        """One stage on one dataset: done, or said to be up to date. Every encoder is served by one pass over pixels."""
         config = self._resolved(stage, dataset, settings or getattr(self.config.stages, stage.name))
         source = self.sources[dataset] if stage.listing else None
-        done = self.runner.run(stage, dataset, config, source=source)
-        self.runs.append(done)
-        self.say(_sentence(done))
-        return done
+        configs = [config, *self._for_more_encoders(config)] if stage is embed.STAGE else [config]
+        done = self.runner.run_together([(stage, config) for config in configs], dataset, source=source)
+        self.runs.extend(done)
+        for run in done:
+            self.say(_sentence(run))
+        return done[0]
+
+    def _for_more_encoders(self, config: StageConfig) -> list[StageConfig]:
+        found = [encoder_folder(encoder, self.say) for encoder in self.config.more_encoders.values()]
+        return [config.model_copy(update=_naming(record, folder)) for record, folder in found]
 
     def run_all(self, stages: Sequence[str] = BEFORE_FILTERS, datasets: Sequence[str] = ()) -> list[StageRun]:
         """Stage by stage, each on all datasets of its kinds: decontamination needs every evaluation set ingested."""
@@ -108,8 +115,7 @@ class Project:
             source = self.sources[dataset]
             known |= {"shards_root": folder_of(source.shards) if source.shards else "", "metadata": source.metadata}
         if "encoder_version" in wanted:
-            record, folder = self.encoder
-            known |= {"encoder": record.name, "encoder_version": record.version, "encoder_folder": folder}
+            known |= _naming(*self.encoder)
         return settings.model_copy(update={key: value for key, value in known.items() if key in wanted})
 
     def with_filter(self, stage: Stage, folder: Path, settings: StageConfig | None = None) -> StageConfig:
@@ -130,6 +136,11 @@ class Project:
                     f"{name}: {r['uri']}: {r['status']}: {r['status_reason'] or ''}" for r in bad.limit(20).collect()
                 ]
         return lines
+
+
+def _naming(record: EncoderRecord, folder: Path) -> dict[str, Any]:
+    """The fields by which a stage's config names an encoder."""
+    return {"encoder": record.name, "encoder_version": record.version, "encoder_folder": folder}
 
 
 def encoder_folder(config: EncoderConfig, say: Say) -> tuple[EncoderRecord, Path]:
@@ -168,4 +179,16 @@ def _sentence(run: StageRun) -> str:
         f"{count:,} {status}" for status, count in sorted(run.num_rows_by_status.items(), key=lambda i: -i[1])
     )
     part = f"{run.num_rows_written:,} of " if run.num_rows_written else ""
-    return f"{place} {part}{run.num_rows_in:,} rows in {run.seconds:.1f} s ({counts})"
+    return f"{place} {part}{run.num_rows_in:,} rows in {run.seconds:.1f} s ({counts}){_pace(run)}"
+
+
+def _pace(run: StageRun) -> str:
+    """Of a pass over pixels: pairs per second, what the time went into, and how idle the model was."""
+    if not run.timings or not run.num_rows_written:
+        return ""
+    read, decode, model, wait = (
+        run.timings.get(f"{part}_seconds", 0.0) for part in ("read", "decode", "model", "wait")
+    )
+    idle = wait / (model + wait) if model + wait else 0.0
+    parts = f"read {read:.1f} s, decode {decode:.1f} s, model {model:.1f} s, model idle {idle:.0%}"
+    return f"; {run.num_rows_written / run.seconds:,.0f} pairs/s; of all tasks: {parts}"

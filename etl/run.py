@@ -6,7 +6,8 @@ Touches tables through `store.py` only; `job.py` does the work of a run that has
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -15,6 +16,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from etl.job import Job, Progress, StageRun, own
+from etl.rows import append
 from etl.runs import RunRow, find_runs, record_runs
 from etl.stage import Read, Slice, Stage, StageConfig, Table, digest, overlap, slice_from
 from etl.store import Store, data_version
@@ -33,6 +35,22 @@ class Pin:
     @property
     def label(self) -> str:
         return f"{self.dataset}.{self.table.name}"
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A run before it begins."""
+
+    stage: Stage
+    config: StageConfig
+    pins: Mapping[str, list[Pin]]
+    listed: Any
+    """Files, where the stage lists them: a pandas frame."""
+    base: StageRun
+    is_complete: bool
+    """The rows are all there."""
+    is_idle: bool
+    """The rows are all there, and `runs` says so."""
 
 
 @dataclass(frozen=True)
@@ -55,34 +73,59 @@ class Runner:
         `source`: the dataset's own config, for a stage that lists files. Raises UserError when another process writes
         the same table.
         """
+        return self.run_together([(stage, config)], dataset, source=source)[0]
+
+    def run_together(
+        self, parts: Sequence[tuple[Stage, StageConfig]], dataset: str, *, source: Any = None
+    ) -> list[StageRun]:
+        """`run` for each, at once: those whose stages share a pass over the rows make it once."""
         started = time.monotonic()
+        plans = [self._plan(stage, config, dataset, source) for stage, config in parts]
+        done = {n: plan.base for n, plan in enumerate(plans) if plan.is_idle}
+        busy = {n: plan for n, plan in enumerate(plans) if not plan.is_idle}
+        with ExitStack() as leases:
+            for table in {plan.stage.writes[-1].name: plan.stage.writes[-1] for plan in busy.values()}.values():
+                leases.enter_context(self.store.lease(dataset, table))
+            jobs = {n: self._job(plan, dataset) for n, plan in busy.items()}
+            rows = [n for n, plan in busy.items() if plan.stage.resume == "rows" and not plan.is_complete]
+            done |= dict(zip(rows, append([(jobs[n], busy[n].base) for n in rows]), strict=True))
+            for n in busy.keys() - set(rows):
+                done[n] = (
+                    jobs[n].ledger(busy[n].base, jobs[n].facts())
+                    if busy[n].is_complete
+                    else jobs[n].table(busy[n].base)
+                )
+        done = {n: replace(run, seconds=time.monotonic() - started) if n in busy else run for n, run in done.items()}
+        for n, plan in busy.items():
+            if plan.is_complete or not done[n].is_up_to_date:
+                self._record(done[n], plan.stage, plan.config)
+        return [done[n] for n in range(len(parts))]
+
+    def _plan(self, stage: Stage, config: StageConfig, dataset: str, source: Any) -> _Plan:
+        """Pins every input, names the run by what makes it up to date, and looks whether it is."""
         pins = {name: self._pin(read, dataset, config) for name, read in stage.reads.items() if not own(stage, read)}
         listed = stage.listing(source) if stage.listing else None
         files = [] if listed is None else listed.to_dict("records")
         versions = {name: [(p.label, p.data_version) for p in some] for name, some in pins.items()}
         key = digest(stage.name, stage.version, dataset, config.model_dump(mode="json"), versions, files)
         where = stage.output_slice(config, key)
-        base = StageRun(
-            stage.name, dataset, key, where, True, {p.label: p.version for some in pins.values() for p in some}
-        )
+        inputs = {p.label: p.version for some in pins.values() for p in some}
         for table in stage.writes:
             self._create(dataset, table)
         is_complete = self._is_complete(stage, dataset, where, key)
-        if is_complete and (stage.name, key) in self._recorded:
-            return base
-        with self.store.lease(dataset, stage.writes[-1]):
-            inputs = {name: self._read(stage.reads[name], some, dataset) for name, some in pins.items()}
-            if listed is not None:
-                inputs = {"files": self.store.spark.createDataFrame(listed), **inputs} if len(listed) else {}
-            job = Job(self.store, stage, dataset, config, where, key, inputs, base.inputs, self.on_progress)
-            if is_complete:
-                done = job.ledger(base, job.facts())
-            else:
-                done = job.rows(base) if stage.resume == "rows" else job.table(base)
-        done = replace(done, seconds=time.monotonic() - started)
-        if is_complete or not done.is_up_to_date:
-            self._record(done, stage, config)
-        return done
+        base = StageRun(stage.name, dataset, key, where, True, inputs)
+        is_idle = is_complete and (stage.name, key) in self._recorded
+        return _Plan(stage, config, pins, listed, base, is_complete, is_idle)
+
+    def _job(self, plan: _Plan, dataset: str) -> Job:
+        inputs = {name: self._read(plan.stage.reads[name], some, dataset) for name, some in plan.pins.items()}
+        if plan.listed is not None:
+            files = {"files": self.store.spark.createDataFrame(plan.listed)} if len(plan.listed) else {}
+            inputs = {**files, **inputs} if files else {}
+        base = plan.base
+        return Job(
+            self.store, plan.stage, dataset, plan.config, base.slice, base.key, inputs, base.inputs, self.on_progress
+        )
 
     def _create(self, dataset: str, table: Table) -> None:
         if not self.store.exists(dataset, table):
@@ -118,8 +161,9 @@ class Runner:
 
     def _record(self, run: StageRun, stage: Stage, config: StageConfig) -> None:
         output = self.store.history(run.dataset, stage.writes[-1])[0].version
+        facts = {**run.facts, "timings": dict(run.timings)} if run.timings else run.facts
         row = RunRow(
-            run.stage, run.dataset, run.key, run.inputs, config.model_dump_json(), run.facts, run.seconds,
+            run.stage, run.dataset, run.key, run.inputs, config.model_dump_json(), facts, run.seconds,
             run.num_rows_in, output, run.num_rows_by_status,
         )  # fmt: skip
         record_runs(self.store, [row])

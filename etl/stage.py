@@ -56,6 +56,20 @@ class Read:
 
 
 @dataclass(frozen=True)
+class Shared:
+    """A costly pass over the rows that serves several runs at once. `transform` is `finish` of it, for one run."""
+
+    compute: Callable[..., DataFrame]
+    """compute(**inputs, configs=[...]) -> a row per row, with what each config asks for, and the `timings`."""
+    finish: Callable[..., DataFrame]
+    """finish(passed, number, config=...) -> the output of the run whose config was that number."""
+    settings: Callable[[Any], Any]
+    """What of a config runs must have in common to share a pass."""
+    timings: tuple[str, ...] = ()
+    """Columns of seconds, summed over the pass and told."""
+
+
+@dataclass(frozen=True)
 class Stage:
     """One step of the pipeline. `transform` is DataFrames in, DataFrames out; `run.py` does everything else.
 
@@ -77,6 +91,8 @@ class Stage:
     """prepare(**inputs, config=...) may run jobs and collect at most 64 MB."""
     listing: Callable[[Any], pd.DataFrame] | None = None
     """Files named by the dataset's config, as the first input, for the stage that has no table before it."""
+    shared: Shared | None = None
+    """The costly part of a `rows` stage, which several runs can make together."""
     slice_of: Callable[[StageConfig, str], Slice] | None = None
     """Which slice of `writes` a run fills, from its config and key. Default: config fields named like the columns."""
 

@@ -214,7 +214,7 @@ def _construct(architecture: Mapping[str, Any], folder: Path) -> Any:
 
 def _with_preprocessing(model: Any, record: EncoderRecord) -> Any:
     """Tells open_clip's own transforms what the record says."""
-    preprocessing = record.preprocessing.model_dump(exclude={"size_px", "resize", "background"})
+    preprocessing = record.preprocessing.model_dump(exclude={"size_px", "resize", "background", "decode"})
     size = {"size": record.preprocessing.size_px, "resize_mode": record.preprocessing.resize, "mode": "RGB"}
     set_model_preprocess_cfg(model, preprocessing | size | {"fill_color": 255})
     return model

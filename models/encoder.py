@@ -19,31 +19,13 @@ from torch.nn import functional
 
 from models.clip import load, load_tokenizer
 from models.filters import check_vectors
-from models.images import MAX_PIXELS, decode_rgb
-from models.records import EncoderRecord, Preprocessing
+from models.images import MAX_PIXELS
+from models.pixels import Pixels, from_pil, preprocess, resize
+from models.records import EncoderRecord
 
-__all__ = ["Encoder", "check_vectors", "resize"]
+__all__ = ["Encoder", "check_vectors"]
 
-Pixels = NDArray[np.uint8]
 Float32 = NDArray[np.float32]
-
-
-def resize(image: Image.Image, config: Preprocessing) -> Pixels:
-    """An RGB image at the tower's size: uint8, shape CHW. One resize from a box of the source, whatever its shape.
-
-    squash has the bytes of open_clip's `image_transform_v2`. shortest differs from it by a few grey levels at most,
-    because open_clip resizes first and cuts afterwards: of a strip of 1 x 65,535 pixels that would be 10 GB.
-    """
-    size, box = config.size_px, None
-    if config.resize == "shortest":
-        shorter = min(image.size)
-        scaled = [int(size * side / shorter) for side in image.size]
-        left, top = (round((side - size) / 2) for side in scaled)
-        x, y = (side / scaled_side for side, scaled_side in zip(image.size, scaled, strict=True))
-        box = (left * x, top * y, (left + size) * x, (top + size) * y)
-    resample = Image.Resampling[config.interpolation.upper()]
-    resized = image.convert("RGB").resize((size, size), resample, box=box)
-    return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
 
 
 class Encoder:
@@ -72,13 +54,14 @@ class Encoder:
         return cls(model, load_tokenizer(folder, record), record, device, max_pixels)
 
     def preprocess(self, image: Image.Image | bytes) -> Pixels:
-        """An image, or the bytes of a file, at the tower's size: uint8, shape CHW. Callable from many threads.
+        """An image, or the bytes of a file, at the tower's size: uint8, shape CSS. Callable from many threads.
 
         Raises:
             ImageError: bytes that are no allowed image, or too large a one.
         """
-        decoded = decode_rgb(image, max_pixels=self._max_pixels) if isinstance(image, bytes) else image
-        return resize(decoded, self.record.preprocessing)
+        if isinstance(image, bytes):
+            return preprocess(image, self.record.preprocessing, max_pixels=self._max_pixels)
+        return resize(from_pil(image.convert("RGB")), self.record.preprocessing)
 
     def encode_images(self, images: Sequence[Image.Image | Pixels]) -> Float32:
         """Vectors of images, or of arrays that `preprocess` gave: float32, shape NI. A tower's NaN stays NaN.

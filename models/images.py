@@ -83,7 +83,7 @@ _OTHERS = {
 _MAGIC = {kind: re.compile(pattern, re.DOTALL) for kind, pattern in (_IMAGES | _OTHERS).items()}
 
 _ORIENTATION_TAG = 0x0112
-_UPRIGHT = {
+UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -136,16 +136,25 @@ def sniff(data: bytes) -> str:
     return next((kind for kind, magic in _MAGIC.items() if magic.match(head)), "unknown")
 
 
-def decode_rgb(data: bytes, *, max_pixels: int = MAX_PIXELS, formats: frozenset[str] = FORMATS) -> Image.Image:
+def decode_rgb(
+    data: bytes,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    formats: frozenset[str] = FORMATS,
+    smallest_px: int | None = None,
+) -> Image.Image:
     """The first frame, whole, upright, mode RGB, on white. `formats`: those of FORMATS that are allowed.
 
     `max_pixels` can lower Pillow's cap, not raise it. Decoding takes at most 20 bytes a pixel: 1.8 GB at the default.
+    `smallest_px`: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as no side gets below this.
 
     Raises ImageError, and nothing else.
     """
     with _opened(data, max_pixels, formats) as image:
+        if smallest_px is not None and image.format == "JPEG":
+            image.draft(None, (smallest_px, smallest_px))
         image.load()  # not verify(): that passes a cut JPEG
-        turn = _UPRIGHT.get(_orientation(image))
+        turn = UPRIGHT.get(_orientation(image))
         rgb = _to_rgb(image)
         return rgb if turn is None else rgb.transpose(turn)
 
@@ -204,7 +213,7 @@ def _orientation(image: Image.Image) -> int:
         value = image.getexif().get(_ORIENTATION_TAG)
     except Exception:  # as many kinds as there are ways to damage EXIF
         return 1
-    return value if isinstance(value, int) and value in _UPRIGHT else 1
+    return value if isinstance(value, int) and value in UPRIGHT else 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

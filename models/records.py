@@ -69,6 +69,8 @@ class Preprocessing(Record):
     std: tuple[float, float, float]
     background: Literal["white"] = "white"
     """What transparency is composited on."""
+    decode: Literal["exact", "scaled"] = "exact"
+    """scaled: a JPEG of twice the input's size or more is decoded at a fraction of it. Faster, other pixels."""
 
 
 class Tokenizer(Record):
