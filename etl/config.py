@@ -69,7 +69,8 @@ class EncoderConfig(StageConfig):
 
 
 class SparkConfig(StageConfig):
-    master: str = "local[2]"
+    master: str = "local[2,4]"
+    """Two cores; a task may fail three times, as on a cluster."""
     conf: dict[str, str] = pydantic.Field(default={})
     """Spark settings over the defaults of `etl.store.session`."""
 

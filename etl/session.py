@@ -89,7 +89,7 @@ def _fetch_jars(folder: Path) -> None:
     shutil.rmtree(ivy)
 
 
-def session(name: str = "dfn", *, master: str = "local[2]", conf: Mapping[str, str] | None = None) -> SparkSession:
+def session(name: str = "dfn", *, master: str = "local[2,4]", conf: Mapping[str, str] | None = None) -> SparkSession:
     """A Spark session that knows Delta. On Databricks and under spark-submit the running one is taken as it is."""
     if active := SparkSession.getActiveSession():
         return active

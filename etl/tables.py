@@ -20,6 +20,7 @@ STATUSES = {
     "unsupported_format": "an image of a format outside the allow-list",
     "too_many_pixels": "the header declares more pixels than the cap",
     "decode_error": "cut or damaged",
+    "decoder_crash": "the decoder crashed on it",
     "too_large": "the member is larger than the cap",
     "unsafe_member": "a tar member that is a link, a device, or points outside",
     "read_error": "the shard could not be read at this offset",

@@ -9,7 +9,6 @@ Dimensions: C channels (R, G, B), H height, W width, S side of the tower's input
 
 from __future__ import annotations
 
-import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -32,8 +31,6 @@ what the cut keeps is resized: of a strip of 1 x 65,535 pixels the whole would b
 _SOF, _SOS, _APP1 = {0xC0, 0xC1, 0xC2}, 0xDA, 0xE1
 _RESAMPLE = {"bicubic": torch.ops.aten._upsample_bicubic2d_aa, "bilinear": torch.ops.aten._upsample_bilinear2d_aa}
 _SUPPORT = {"bicubic": 2, "bilinear": 1}
-# Process-wide, because `catch_warnings` is not safe in threads. Decoders only read what they are given.
-warnings.filterwarnings("ignore", message="The given buffer is not writable")
 
 
 class JpegHeader(NamedTuple):
@@ -69,7 +66,7 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, smallest_px: int | None
     if header is not None and _fits(header, max_pixels):
         turn = UPRIGHT.get(orientation(data)) if header.has_app1 else None
         try:
-            image_CHW = decode_jpeg(torch.frombuffer(data, dtype=torch.uint8), mode=ImageReadMode.RGB)
+            image_CHW = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
         except RuntimeError:  # torchvision's verdict is not the row's: Pillow's is, which says why
             pass
         else:

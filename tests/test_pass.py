@@ -1,0 +1,168 @@
+"""One decode, many readers: two encoders share each chunk's pass, and their tables are those of runs of their own."""
+
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from functools import partial
+
+import pytest
+from helpers import picture, places, rows_of, write_shard
+from pyspark import cloudpickle
+from test_models_encoder import tiny_clip
+
+from etl.config import load
+from etl.gpu import EncoderSpec, Pass, make_dfn_embed
+from etl.project import Project
+from etl.stages import embed, ingest
+from etl.tables import EMBEDDINGS, RUNS
+from models.encoder import Encoder
+
+NUM_SHARDS, PER_SHARD = 3, 12
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """36 pairs in three shards; one image is damaged, one caption is missing."""
+    folder = tmp_path_factory.mktemp("shards")
+    for number in range(NUM_SHARDS):
+        samples = {}
+        for n in range(PER_SHARD):
+            seed = number * PER_SHARD + n
+            kind = "jpg" if n % 2 else "png"
+            image = picture(seed, (40 + n, 30 + number), "JPEG" if n % 2 else "PNG")
+            samples[f"{n:02}"] = {kind: image, "txt": f"picture number {seed}".encode()}
+        samples["03"]["jpg"] = samples["03"]["jpg"][:200]
+        write_shard(folder / f"{number}.tar", samples)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory):
+    """Two tiny CLIPs of other weights and another batch size."""
+    root = tmp_path_factory.mktemp("encoders")
+    records = [tiny_clip(root / name, seed=seed, batch_size=size) for name, seed, size in (("a", 0, 8), ("b", 1, 5))]
+    return [(record, root / name) for record, name in zip(records, ("a", "b"), strict=True)]
+
+
+@pytest.fixture
+def project(spark, shards, encoders, tmp_path):
+    """project(main, *more) -> a project whose encoders are those numbers; all on the same tables."""
+
+    def make(main: int, *more: int, **settings) -> Project:
+        values = {
+            "datasets.pool.corpus": "null", "datasets.pool.shards": f"{shards}/*.tar", "output": tmp_path,
+            "encoder.packages": "null", "encoder.folder": encoders[main][1], "stages.embed.chunk_rows": PER_SHARD,
+            **{f"more_encoders.e{number}.packages": "null" for number in more},
+            **{f"more_encoders.e{number}.folder": encoders[number][1] for number in more},
+            **settings,
+        }  # fmt: skip
+        return Project(load(["tiny"], [f"{key}={value}" for key, value in values.items()]))
+
+    return make
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """The number of readers of every pass over a chunk."""
+    made = []
+    original = embed.make_dfn_embed
+    monkeypatch.setattr(
+        embed, "make_dfn_embed", lambda work, root: made.append(len(work.readers)) or original(work, root)
+    )
+    return made
+
+
+def vectors(project, record):
+    where = {"encoder": record.name, "encoder_version": record.version}
+    return rows_of(project.store.read("pool", EMBEDDINGS, where=where))
+
+
+def test_two_encoders_share_one_pass_and_each_has_the_table_of_a_run_of_its_own(project, encoders, passes, tmp_path):
+    together = project(0, 1)
+    together.run(ingest.STAGE, "pool")
+    together.run(embed.STAGE, "pool")
+    assert passes == [2] * NUM_SHARDS
+    assert [run.num_rows_by_status for run in together.runs[-2:]] == [{"ok": 33, "decode_error": 3}] * 2
+    passes.clear()
+
+    alone = project(0, **{"output": tmp_path / "alone"})
+    alone.run(ingest.STAGE, "pool")
+    alone.run(embed.STAGE, "pool")
+    assert passes == [1] * NUM_SHARDS
+    assert vectors(together, encoders[0][0]) == vectors(alone, encoders[0][0])
+    assert len(vectors(together, encoders[1][0])) == NUM_SHARDS * PER_SHARD
+
+    passes.clear()
+    again = project(0, 1)
+    again.run(embed.STAGE, "pool")
+    assert [run.is_up_to_date for run in again.runs] == [True, True]
+    assert passes == []
+    facts = [row["facts_json"] for row in together.store.read("", RUNS).where("name = 'embed'").collect()]
+    assert all("decode_seconds" in fact for fact in facts)
+
+
+def test_an_encoder_that_comes_later_is_encoded_alone(project, encoders, passes):
+    first = project(0)
+    first.run(ingest.STAGE, "pool")
+    first.run(embed.STAGE, "pool")
+    passes.clear()
+    later = project(0, 1)
+    later.run(embed.STAGE, "pool")
+    assert [run.is_up_to_date for run in later.runs] == [True, False]
+    assert passes == [1] * NUM_SHARDS
+
+
+def test_vectors_are_those_of_the_encoder_called_directly(project, encoders, shards):
+    run = project(1)
+    run.run(ingest.STAGE, "pool")
+    run.run(embed.STAGE, "pool")
+    encoder = Encoder.load(encoders[1][1])
+    pairs = {row["uid"]: row for row in run.store.read("pool", embed.PAIRS).where("status = 'ok'").collect()}
+    stored = run.store.read("pool", EMBEDDINGS).where("status = 'ok'").collect()
+    assert {row["uid"] for row in stored} == set(pairs)
+    for row in stored:
+        pair = pairs[row["uid"]]
+        with (shards / pair["shard"]).open("rb") as file:
+            file.seek(pair["offset_bytes"])
+            image = file.read(pair["size_bytes"])
+        image_I = encoder.encode_images([encoder.preprocess(image)])[0]
+        text_T = encoder.encode_texts([pair["text"]])[0]
+        assert row["image_embedding"] == image_I.astype("<f2").tobytes()
+        assert row["text_embedding"] == text_T.astype("<f2").tobytes()
+        assert row["cosine"] == pytest.approx(float(image_I @ text_T), abs=1e-6)
+
+
+def crash_at(image_CHW, *, shape, prepare):
+    """Kills the process, as a broken decoder would, at the image of one shape."""
+    if tuple(image_CHW.shape) == shape:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return prepare(image_CHW)
+
+
+@dataclass(frozen=True)
+class CrashingSpec(EncoderSpec):
+    shape: tuple[int, ...] = ()
+
+    def prepare(self):
+        return partial(crash_at, shape=self.shape, prepare=super().prepare())
+
+
+def test_an_image_that_always_kills_the_decoder_costs_its_own_row(spark, shards, encoders):
+    """F2: the first attempt kills the Python worker; the task that Spark runs again decodes in a child process."""
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    at = places(shards / "1.tar")
+    files = [(name, *at[name]) for name in sorted(at) if not name.endswith("txt") and name != "03.jpg"]
+    pointers = spark.createDataFrame(
+        [("1.tar", *place, name) for name, *place in files], "s string, o long, n long, t string"
+    )
+    victim = (3, 31, 46)  # 06.png
+    found = {}
+    for shape in ((), victim):
+        work = Pass((CrashingSpec(str(encoders[0][1]), shape),))
+        rows = (
+            pointers.coalesce(1).select("t", make_dfn_embed(work, str(shards))("s", "o", "n", "t").alias("v")).collect()
+        )
+        found[shape] = {row["t"]: (row["v"]["r0_status"], row["v"]["r0_image_embedding"]) for row in rows}
+    assert [status for status, _ in found[()].values()] == ["ok"] * len(files)
+    assert found[victim] == found[()] | {"06.png": ("decoder_crash", None)}
