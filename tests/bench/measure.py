@@ -1,0 +1,192 @@
+"""How benchmarks measure: CPU seconds of a process tree, sides interleaved, rows of ratios, a table and a JSON file.
+
+A side is a function that does some work and returns how much it was (images, pairs, GFLOP). Its rate is that per CPU
+second, of this process and all its descendants (the JVM, Python workers; Linux only: /proc). Wall seconds where said.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+MAX_LOAD = 4.0
+"""Load average over one minute above which a run is void."""
+OUT = Path("build/bench")
+REPETITIONS = 5
+TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK")
+
+Side = Callable[[], float]
+Rates = list[float]
+
+
+class Missing(Exception):
+    """A side that cannot be measured here; its text says why. It becomes the row's note."""
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One row. `ratio` is ours / theirs, rates in `unit`; None where it could not be measured."""
+
+    name: str
+    ours: float | None
+    theirs: float | None
+    unit: str
+    ratio: float | None
+    goal: str
+    """`>= 2.5`, `<= 2.05`, or `-`: context, nothing to reach."""
+    spread: float | None
+    """Interquartile range of the repetitions' ratios over their median."""
+    load: float
+    """Load average over one minute when the row was made."""
+    note: str = ""
+    """Not in the JSON's contract but beside it: why there is no number, or what the numbers mean."""
+
+    @property
+    def verdict(self) -> str:
+        if self.ratio is None or self.goal == "-":
+            return ""
+        sign, bound = self.goal.split()
+        return "reached" if (self.ratio >= float(bound)) == (sign == ">=") else "MISSED"
+
+
+def tree() -> dict[int, list[str]]:
+    """This process and its descendants: pid -> fields of /proc/PID/stat from the third on, its state."""
+    stats: dict[int, list[str]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it ended while we looked
+            stats[int(path.parent.name)] = path.read_text().rpartition(") ")[2].split()
+    return {pid: fields for pid, fields in stats.items() if _descends(pid, os.getpid(), stats)}
+
+
+def _descends(pid: int, ancestor: int, stats: Mapping[int, list[str]]) -> bool:
+    while pid != ancestor and pid in stats:
+        pid = int(stats[pid][1])
+    return pid == ancestor
+
+
+def cpu_seconds() -> float:
+    """CPU seconds so far of this process and all its descendants; those that ended count through their parent."""
+    return (
+        sum(sum(map(int, fields[11:15])) for fields in tree().values()) * TICK_SECONDS
+    )  # utime, stime, cutime, cstime
+
+
+def tree_bytes_read() -> int:
+    """Bytes that this process and its living descendants have read so far, from the page cache too; not the JVM's."""
+    total = 0
+    for pid in tree():
+        with suppress(OSError):
+            if "java" not in Path(f"/proc/{pid}/comm").read_text():
+                total += int(Path(f"/proc/{pid}/io").read_text().split()[1])  # rchar
+    return total
+
+
+def load() -> float:
+    return os.getloadavg()[0]
+
+
+def say(line: str) -> None:
+    """A line of progress, on stderr."""
+    print(f"bench: {line}", file=sys.stderr, flush=True)
+
+
+def interleaved(
+    sides: Mapping[str, Side], *, repetitions: int = REPETITIONS, clock: Callable[[], float] = cpu_seconds
+) -> tuple[dict[str, Rates], dict[str, str]]:
+    """Rates of every side, measured A B C A B C after one warm-up each; and why a side is missing, by its name."""
+    rates: dict[str, Rates] = {name: [] for name in sides}
+    missing: dict[str, str] = {}
+    for repetition in range(repetitions + 1):
+        for name, side in sides.items():
+            if name in missing:
+                continue
+            started, wall = clock(), time.perf_counter()
+            try:
+                amount = side()
+            except (Missing, ImportError) as error:
+                missing[name] = str(error)
+                continue
+            rate = amount / max(clock() - started, TICK_SECONDS)
+            if repetition:  # the first warms caches, workers and the JIT up
+                rates[name].append(rate)
+            say(
+                f"{name} {repetition or 'warm-up'}: {rate:.4g}/s, {time.perf_counter() - wall:.1f} s, load {load():.1f}"
+            )
+    return {name: found for name, found in rates.items() if name not in missing}, missing
+
+
+def compare(name: str, ours: Rates | None, theirs: Rates | None, unit: str, goal: str = "-", note: str = "") -> Ratio:
+    """The row of two sides that were measured in turns. None: that side is missing, and `note` says why."""
+    middle = [statistics.median(rates) if rates else None for rates in (ours, theirs)]
+    if not ours or not theirs:
+        return Ratio(name, *middle, unit, None, goal, None, load(), note)
+    return Ratio(name, *middle, unit, middle[0] / middle[1], goal, spread(ours, theirs), load(), note)
+
+
+def spread(ours: Rates, theirs: Rates) -> float:
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    if len(ratios) < 2:
+        return 0.0
+    first, middle, third = statistics.quantiles(ratios, n=4, method="inclusive")
+    return (third - first) / middle
+
+
+def against(
+    rates: Mapping[str, Rates], missing: Mapping[str, str], ours: str, theirs: str, row: tuple[str, str, str],
+    note: str = "",
+) -> Ratio:  # fmt: skip
+    """`compare` of two sides of one `interleaved`. `row`: name, unit, goal."""
+    why = [f"{side} not measured: {missing[side]}" for side in (ours, theirs) if side in missing]
+    name, unit, goal = row
+    return compare(name, rates.get(ours), rates.get(theirs), unit, goal, "; ".join([*why, *([note] if note else [])]))
+
+
+def machine() -> str:
+    """The processor, its cores and what it can do in bf16."""
+    info = Path("/proc/cpuinfo").read_text()
+    model = (re.findall(r"model name\s*: (.*)", info) or [platform.machine()])[0]
+    bf16 = "with" if has_bf16() else "without"
+    return f"{os.cpu_count()} x {model}, {bf16} bf16 instructions, Python {platform.python_version()}"
+
+
+def has_bf16() -> bool:
+    """AVX-512 bf16 or AMX: without them bf16 is emulated, and slower than float32."""
+    return bool(re.search(r"\b(avx512_bf16|amx_bf16)\b", Path("/proc/cpuinfo").read_text()))
+
+
+def report(part: str, rows: Iterable[Ratio], *, out: Path = OUT) -> Path:
+    """Prints the table and writes `out`/PART.json, a list of rows. Says so if the machine was too busy."""
+    rows = list(rows)
+    print(f"\n{part}: {machine()}")
+    print(f"{'name':<30}{'ours':>10}{'theirs':>10}  {'unit':<22}{'ratio':>7}  {'goal':<8}{'spread':>7}{'load':>6}")
+    for row in rows:
+        ours, theirs, ratio = (_number(value) for value in (row.ours, row.theirs, row.ratio))
+        line = f"{row.name:<30}{ours:>10}{theirs:>10}  {row.unit:<22}{ratio:>7}  {row.goal:<8}"
+        print(f"{line}{'' if row.spread is None else f'{row.spread:.0%}':>7}{row.load:>6.1f}  {row.verdict}".rstrip())
+        if row.note:
+            print(f"    {row.note}")
+    if any(row.load > MAX_LOAD for row in rows):
+        print(f"VOID: the load was above {MAX_LOAD:g}; run it again on a quieter machine")
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{part}.json"
+    path.write_text(json.dumps([_json(row) for row in rows], indent=1) + "\n")
+    return path
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _json(row: Ratio) -> dict[str, object]:
+    """The eight fields of the contract, rounded; `note` only where there is one."""
+    fields = {key: float(f"{value:.5g}") if isinstance(value, float) else value for key, value in asdict(row).items()}
+    return fields if row.note else {key: value for key, value in fields.items() if key != "note"}

@@ -1,0 +1,210 @@
+"""Our sides, as the code is: one small function each. Nothing here does the work; it calls what a run calls."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Self
+from unittest import mock
+
+import numpy as np
+import pandas as pd
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+import etl.gpu
+from etl.gpu import make_dfn_score, prefetched
+from etl.session import session
+from etl.shards import list_shards
+from etl.stage import series_udf
+from etl.stages import embed, ingest
+from models.clip import build_open_clip
+from models.encoder import Encoder
+from models.filters import save_heads
+from models.images import MAX_PIXELS, decode_rgb
+from models.records import EncoderRecord
+from tests.bench.data import Data
+from tests.bench.measure import Side, tree_bytes_read
+from tests.bench.peers import MODEL
+
+PAIR = "uid string, shard string, offset_bytes bigint, size_bytes bigint, text string, status string"
+LIMITS = {"max_pixels": MAX_PIXELS}
+
+
+class NullEncoder(Encoder):
+    """The encoder's preprocessing, and towers that cost nothing: what is left is the feed."""
+
+    @classmethod
+    def load(cls, folder: Path, **_: Any) -> Self:
+        null = cls.__new__(cls)
+        null.record, null._max_pixels = EncoderRecord.read(folder), MAX_PIXELS
+        return null
+
+    def encode_images(self, images: Sequence[Any]) -> np.ndarray:
+        return np.ones((len(images), 8), np.float32)
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        return np.ones((len(texts), 8), np.float32)
+
+
+@cache
+def null_encoder(folder: str, device: str) -> NullEncoder:
+    return NullEncoder.load(Path(folder))
+
+
+@contextlib.contextmanager
+def null_model() -> Iterator[None]:
+    """While it holds, UDFs that are made get the null encoder; so they must be run inside."""
+    with mock.patch.object(etl.gpu, "encoder", null_encoder):
+        yield
+
+
+def spark_session(master: str) -> SparkSession:
+    """The project's own, but with the JVM's full JIT and default collector, as on a cluster: fair to JVM-heavy peers."""
+    conf = {"spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile={etl.session.LOG_CONFIG}"}
+    return session("bench", master=master, conf={**conf, "spark.driver.memory": "4g"})
+
+
+def encoder_folder(root: Path) -> Path:
+    """ViT-B-32 with random weights, always the same: as fast as a trained one."""
+    folder = (root / MODEL).absolute()
+    if not folder.is_dir():
+        build_open_clip(MODEL, None, folder, seed=0)
+    return folder
+
+
+def run(frame: DataFrame) -> None:
+    frame.write.format("noop").mode("overwrite").save()
+
+
+def embedded(spark: SparkSession, data: Data, folder: Path, num_pairs: int) -> DataFrame:
+    """The embed stage over the first pairs of `data`."""
+    rows = data.pairs.head(num_pairs)[[column.split()[0] for column in PAIR.split(", ")]]
+    pairs = spark.createDataFrame(rows, PAIR).withColumn("status_reason", F.lit(None).cast("string"))
+    config = embed.Config(encoder=MODEL, encoder_folder=folder, shards_root=str(data.folder), **LIMITS)
+    return embed.transform(pairs, config=config)
+
+
+def feed(spark: SparkSession, data: Data, folder: Path, num_pairs: int) -> Side:
+    """Images: pointers -> bytes -> pixels -> null model -> rows, through Spark."""
+
+    def side() -> float:
+        with null_model():
+            run(embedded(spark, data, folder, num_pairs))
+        return num_pairs
+
+    return side
+
+
+def embed_pass(spark: SparkSession, data: Data, folder: Path, num_pairs: int) -> Side:
+    """Pairs: shard and pointer -> vectors and cosine, through Spark."""
+
+    def side() -> float:
+        run(embedded(spark, data, folder, num_pairs))
+        return num_pairs
+
+    return side
+
+
+def score_udf(spark: SparkSession, data: Data, folder: Path, num_pairs: int) -> Side:
+    """Pairs: a table of bytes and captions -> `dfn_score`, through Spark."""
+    filter_folder = folder.with_name(f"{MODEL}-filter")
+    save_heads(filter_folder, None, encoder_record=EncoderRecord.read(folder))
+    dfn_score = make_dfn_score(folder, filter_folder, **LIMITS)
+
+    def side() -> float:
+        table = spark.read.parquet(str(data.bytes_file)).limit(num_pairs).repartition(2)
+        run(table.select(dfn_score("image", "text")))
+        return num_pairs
+
+    return side
+
+
+def image_tower(spark: SparkSession, folder: Path, num_images: int, gflop_an_image: float) -> Side:
+    """GFLOP: pixels that are made in the worker -> vectors, inside Spark."""
+
+    def encode(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
+        model = etl.gpu.encoder(str(folder), etl.gpu.task_device())
+        size = model.record.preprocessing.size_px
+        pixels = np.random.default_rng(0).integers(0, 256, (model.record.batch_size, 3, size, size), np.uint8)
+        for batch in batches:
+            images = [pixels[number % len(pixels)] for number in range(len(batch))]
+            yield pd.Series(model.encode_images(images)[:, 0])
+
+    udf = series_udf(encode, "float")
+
+    def side() -> float:
+        run(spark.range(0, num_images, numPartitions=2).select(udf("id")))
+        return num_images * gflop_an_image
+
+    return side
+
+
+@cache
+def loaded(folder: Path) -> Encoder:
+    return Encoder.load(folder)
+
+
+def text_tower(folder: Path, texts: Sequence[str]) -> Side:
+    """Captions -> vectors, in this process."""
+
+    def side() -> float:
+        loaded(folder).encode_texts(list(texts))
+        return len(texts)
+
+    return side
+
+
+def pixels(folder: Path, data: bytes) -> np.ndarray:
+    """The bytes of a file -> uint8 CHW, as the embed stage makes them."""
+    return null_encoder(str(folder), "cpu").preprocess(decode_rgb(data, max_pixels=MAX_PIXELS))
+
+
+def preprocess(folder: Path, images: Sequence[bytes]) -> Side:
+    def side() -> float:
+        for data in images:
+            pixels(folder, data)
+        return len(images)
+
+    return side
+
+
+def decode_alone(folder: Path, batches: Sequence[Sequence[bytes]]) -> Side:
+    def side() -> float:
+        for batch in batches:
+            _decode(folder, batch)
+        return sum(map(len, batches))
+
+    return side
+
+
+def overlapped(folder: Path, batches: Sequence[Sequence[bytes]], model_seconds: float) -> Side:
+    """Images: decoded ahead of a model that takes so long a batch and leaves the core free, as a GPU does."""
+
+    def side() -> float:
+        for _ in prefetched(iter(batches), partial(_decode, folder)):
+            time.sleep(model_seconds)
+        return sum(map(len, batches))
+
+    return side
+
+
+def _decode(folder: Path, batch: Sequence[bytes]) -> list[np.ndarray]:
+    return [pixels(folder, data) for data in batch]
+
+
+def bytes_read(spark: SparkSession, data: Data, folder: Path, num_encoders: int) -> float:
+    """Bytes that Python processes read while shards are ingested and their pairs embedded under several encoders."""
+    files = [(file.uri, file.size_bytes, file.etag) for file in list_shards(f"{data.folder}/*.tar")]
+    table = spark.createDataFrame(files, "uri string, size_bytes bigint, etag string")
+    known = spark.createDataFrame([], "uid string, shard string, offset_bytes bigint")
+    before = tree_bytes_read()
+    found, _ = ingest.transform(table, known, config=ingest.Config(shards_root=str(data.folder), **LIMITS))
+    run(found)
+    with null_model():
+        for _ in range(num_encoders):
+            run(embedded(spark, data, folder, len(data.pairs)))
+    return tree_bytes_read() - before
