@@ -9,9 +9,11 @@ SHELL := /bin/bash
 UV_VERSION := 0.13.9
 VENV := .venv
 STAMP := $(VENV)/.set-up
-# PYTHON=/path/to/python3.11 overrides the search; PART, NAMES and ARGS are for bench, corpora and the rest.
+BENCH_PARTS := encode
+# PYTHON=/path/to/python3.11 overrides the search; PART, DEVICE, NAMES and ARGS are for bench, corpora and the rest.
 PYTHON ?=
 PART ?=
+DEVICE ?=
 NAMES ?=
 ARGS ?=
 
@@ -93,14 +95,18 @@ format: set-up ## let ruff format and fix what it can
 	@$(VENV)/bin/python -m ruff format .
 	$(VENV)/bin/python -m ruff check --fix .
 
-bench: set-up ## measure one part: make bench PART=name of a file in tests/bench
-	@if [ -z "$(PART)" ] || [ ! -f "tests/bench/$(PART).py" ]; then
-	    parts=$$(cd tests/bench 2>/dev/null && ls -- *.py 2>/dev/null | sed 's/\.py$$//' | tr '\n' ' ') || true
-	    printf 'bench: wanted PART=NAME with a file tests/bench/NAME.py\n       found  PART=%s\n       fix    one of: %s\n' \
-	        "$(PART)" "$${parts:-(there is no bench yet)}" >&2
+bench: set-up ## measure all parts, or one: make bench PART=encode (DEVICE=cuda for a GPU, ARGS="--quick")
+	@parts="$(or $(PART),$(BENCH_PARTS))"
+	for part in $$parts; do
+	    [ -f "tests/bench/$$part.py" ] && [[ " $(BENCH_PARTS) " == *" $$part "* ]] && continue
+	    printf 'bench: wanted PART=NAME\n       found  PART=%s\n       fix    one of: %s\n' "$$part" "$(BENCH_PARTS)" >&2
 	    exit 2
-	fi
-	$(VENV)/bin/python -m tests.bench.$(PART) $(ARGS)
+	done
+	# --inexact: adds the peers, removes nothing.
+	.uv/bin/uv sync --quiet --frozen --all-extras --group bench --inexact --python $(VENV)/bin/python
+	for part in $$parts; do
+	    $(VENV)/bin/python -m tests.bench.$$part $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
+	done
 
 define ZIP
 import pathlib, zipfile

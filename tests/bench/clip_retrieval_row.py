@@ -1,8 +1,8 @@
-"""clip-retrieval's mapper over the same shards and weights: `python -m tests.bench.clip_retrieval_row WEIGHTS N SHARD...`
+"""clip-retrieval's mapper over the same shards and weights: WEIGHTS NUM_PAIRS BATCH_SIZE SHARD...
 
 Builds an environment of its own (build/bench/clip-retrieval: its pins clash with ours), which sees ours through a .pth
 file, so that torch is not installed twice. Then, for every line on stdin, encodes N pairs and answers one line of JSON:
-{"pairs": N}, or {"error": why not}. Its pins on numpy < 2 and pyarrow < 16 are not kept: reader and mapper need neither.
+{"pairs": N}, or {"error": why not}. Its pins on numpy < 2 and pyarrow < 16 are not kept: neither is needed here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ PINS = (
     "open-clip-torch==2.32.0", "webdataset==0.2.111", "braceexpand==0.1.7", "setuptools==80.9.0",
 )  # fmt: skip
 """What reader and mapper import, at versions that its own metadata allows."""
-BATCH = 16  # as the stock loop: the fastest on a core
 
 
 def environment() -> Path:
@@ -59,29 +58,29 @@ def _inside(name: str) -> str:
     return str(Path(sys.modules[parent].__path__[0]) / child)
 
 
-def batches(weights: str, shards: list[str]) -> Iterator[tuple[Any, Any]]:
+def batches(weights: str, batch_size: int, shards: list[str]) -> Iterator[tuple[Any, Any]]:
     """Its mapper, and its reader's batches, for ever. Preprocessing in this process: workers cost CPU."""
     from clip_retrieval.clip_inference.mapper import ClipMapper
     from clip_retrieval.clip_inference.reader import WebdatasetReader
 
     name = f"open_clip:ViT-B-32/{weights}"
-    mapper = ClipMapper(True, True, False, False, name, False, "", warmup_batch_size=BATCH)
+    mapper = ClipMapper(True, True, False, False, name, False, "", warmup_batch_size=batch_size)
     from all_clip import load_clip
 
-    _, preprocess, tokenizer = load_clip(clip_model=name, use_jit=False, warmup_batch_size=BATCH)
+    _, preprocess, tokenizer = load_clip(clip_model=name, use_jit=False, warmup_batch_size=batch_size)
     for _ in cycle([None]):
-        reader = WebdatasetReader(lambda urls: urls, preprocess, tokenizer, list(shards), BATCH, 0)
+        reader = WebdatasetReader(lambda urls: urls, preprocess, tokenizer, shards, batch_size, 0)
         for batch in reader:
             yield mapper, batch
 
 
-def inside(weights: str, num_pairs: int, shards: list[str]) -> None:
+def inside(weights: str, num_pairs: int, batch_size: int, shards: list[str]) -> None:
     with contextlib.redirect_stdout(sys.stderr):
         without_init("clip_retrieval", "clip_retrieval.clip_inference")
         import torch
 
         torch.set_num_threads(1)
-        found = batches(weights, shards)
+        found = batches(weights, batch_size, shards)
     for _ in sys.stdin:
         done = 0
         with contextlib.redirect_stdout(sys.stderr):
@@ -95,10 +94,10 @@ def answer(**fields: object) -> None:
     print(json.dumps(fields), flush=True)
 
 
-def main(weights: str, num_pairs: str, *shards: str) -> None:
+def main(weights: str, num_pairs: str, batch_size: str, *shards: str) -> None:
     if os.environ.get("CLIP_RETRIEVAL_INSIDE"):
         try:
-            inside(weights, int(num_pairs), list(shards))
+            inside(weights, int(num_pairs), int(batch_size), list(shards))
         except Exception as error:  # whatever is wrong with it becomes the row's note
             answer(error=f"clip-retrieval 2.45.0 does not run: {type(error).__name__}: {str(error)[:300]}")
         return
@@ -108,8 +107,8 @@ def main(weights: str, num_pairs: str, *shards: str) -> None:
         answer(error=f"clip-retrieval 2.45.0 does not install: {error.stderr.strip()[-300:]}")
         return
     os.environ["CLIP_RETRIEVAL_INSIDE"] = "1"
-    command = [str(python), "-m", "tests.bench.clip_retrieval_row", weights, num_pairs, *shards]
-    os.execv(python, command)  # the same process, so that it counts as our child  # noqa: S606
+    command = [str(python), "-m", "tests.bench.clip_retrieval_row", *sys.argv[1:]]
+    os.execv(python, command)  # the same process, so that it counts as our child
 
 
 if __name__ == "__main__":

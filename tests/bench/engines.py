@@ -24,7 +24,7 @@ from torchvision.transforms import v2 as vision
 
 from etl.stage import series_udf
 from tests.bench.data import Data
-from tests.bench.measure import Missing, Side
+from tests.bench.measure import MissingError, Side
 from tests.bench.ours import run
 from tests.bench.peers import SIZE_PX
 
@@ -75,7 +75,7 @@ def fused_pandas_udf(spark: SparkSession, data: Data) -> Side:
 
 
 def spark_pattern(spark: SparkSession, data: Data, num_images: int) -> Side:
-    """The documented pattern: binaryFile, one row a file; a pandas UDF gives pixels as array<float>; predict_batch_udf."""
+    """The documented pattern: binaryFile, one row a file; pixels as array<float>; predict_batch_udf."""
 
     def decode(batch: pd.Series) -> pd.Series:
         return pd.Series([pillow_tensor(data).ravel() for data in batch])
@@ -95,9 +95,9 @@ def spark_pattern(spark: SparkSession, data: Data, num_images: int) -> Side:
 
 
 def daft_module() -> Any:
-    """Daft, quiet. Raises Missing where the group `bench` is not installed."""
+    """Daft, quiet. Raises MissingError where the group `bench` is not installed."""
     if find_spec("daft") is None:
-        raise Missing("daft is not installed (uv sync --group bench --inexact)")
+        raise MissingError("daft is not installed (uv sync --group bench --inexact)")
     os.environ.update(DAFT_PROGRESS_BAR="0", DO_NOT_TRACK="1", DAFT_ANALYTICS_ENABLED="0")
     import daft
 

@@ -28,7 +28,7 @@ Side = Callable[[], float]
 Rates = list[float]
 
 
-class Missing(Exception):
+class MissingError(Exception):
     """A side that cannot be measured here; its text says why. It becomes the row's note."""
 
 
@@ -112,7 +112,7 @@ def interleaved(
             started, wall = clock(), time.perf_counter()
             try:
                 amount = side()
-            except (Missing, ImportError) as error:
+            except (MissingError, ImportError) as error:
                 missing[name] = str(error)
                 continue
             rate = amount / max(clock() - started, TICK_SECONDS)

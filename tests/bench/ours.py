@@ -12,6 +12,7 @@ from unittest import mock
 
 import numpy as np
 import pandas as pd
+import torch
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -63,7 +64,7 @@ def null_model() -> Iterator[None]:
 
 
 def spark_session(master: str) -> SparkSession:
-    """The project's own, but with the JVM's full JIT and default collector, as on a cluster: fair to JVM-heavy peers."""
+    """The project's own, with the full JIT and default collector as on a cluster: fair to peers that need the JVM."""
     conf = {"spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile={etl.session.LOG_CONFIG}"}
     return session("bench", master=master, conf={**conf, "spark.driver.memory": "4g"})
 
@@ -144,8 +145,16 @@ def image_tower(spark: SparkSession, folder: Path, num_images: int, gflop_an_ima
 
 
 @cache
-def loaded(folder: Path) -> Encoder:
-    return Encoder.load(folder)
+def loaded(folder: Path, device: str = "cpu") -> Encoder:
+    return Encoder.load(folder, device=device)
+
+
+def towers(encoder: Encoder, pixels_BCHW: torch.Tensor, tokens_BL: torch.Tensor) -> None:
+    """Our forward pass on what lies on the device already: the model alone."""
+    with torch.inference_mode():
+        images_BCHW = (pixels_BCHW.float() / 255 - encoder._mean_C11) / encoder._std_C11
+        encoder._model.encode_image(images_BCHW, normalize=True)
+        encoder._model.encode_text(tokens_BL, normalize=True)
 
 
 def text_tower(folder: Path, texts: Sequence[str]) -> Side:

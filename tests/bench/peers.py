@@ -25,7 +25,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
 
 from models.clip import WEIGHTS
-from tests.bench.measure import Missing, Side
+from tests.bench.measure import MissingError, Side
 
 MODEL = "ViT-B-32"
 SIZE_PX = 224
@@ -172,19 +172,20 @@ def token_counts(texts: Sequence[str]) -> np.ndarray:
 class ClipRetrieval:
     """clip-retrieval's own reader and mapper, in a process of its own that works when it is told to."""
 
-    def __init__(self, shards: Sequence[Path], folder: Path, num_pairs: int) -> None:
-        self._command = [sys.executable, "-m", "tests.bench.clip_retrieval_row", str(folder / WEIGHTS), str(num_pairs)]
+    def __init__(self, shards: Sequence[Path], folder: Path, num_pairs: int, batch_size: int = STOCK_BATCH) -> None:
+        self._command = [sys.executable, "-m", "tests.bench.clip_retrieval_row", str(folder / WEIGHTS)]
+        self._command += [str(num_pairs), str(batch_size)]
         self._command += [str(shard) for shard in shards]
         self._process: subprocess.Popen[str] | None = None
 
     def __call__(self) -> float:
-        """Pairs that it encoded. Raises Missing: it could not be installed or did not run, and why."""
+        """Pairs that it encoded. Raises MissingError: it could not be installed or did not run, and why."""
         if self._process is None:
             self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         print("go", file=self._process.stdin, flush=True)
         line = self._process.stdout.readline() or '{"error": "it ended without a word"}'
         if error := (answer := json.loads(line)).get("error"):
-            raise Missing(error)
+            raise MissingError(error)
         return float(answer["pairs"])
 
     def close(self) -> None:
