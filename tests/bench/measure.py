@@ -12,9 +12,10 @@ import platform
 import re
 import statistics
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -58,32 +59,74 @@ class Ratio:
         return "reached" if (self.ratio >= float(bound)) == (sign == ">=") else "MISSED"
 
 
-def tree() -> dict[int, list[str]]:
-    """This process and its descendants: pid -> fields of /proc/PID/stat from the third on, its state."""
-    stats: dict[int, list[str]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it ended while we looked
-            stats[int(path.parent.name)] = path.read_text().rpartition(") ")[2].split()
-    return {pid: fields for pid, fields in stats.items() if _descends(pid, os.getpid(), stats)}
+class Tree:
+    """This process and all that descend from it, those too that ended.
+
+    What ended is lost to /proc, except in its parent's cutime; and not even there if the parent ignores SIGCHLD, as
+    Spark's Python daemon does with its workers. So the last look at each process is kept.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[int, str], tuple[int, int, int]] = {}  # (pid, started) -> parent, own ticks, children's
+
+    def look(self) -> list[int]:
+        """Brings what is known up to date; the pids that live."""
+        stats: dict[int, list[str]] = {}
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):  # it ended while we looked
+                stats[int(path.parent.name)] = path.read_text().rpartition(") ")[2].split()
+        alive = [pid for pid, fields in stats.items() if (pid, fields[19]) in self._seen or _descends(pid, stats)]
+        for pid in alive:
+            parent, own, waited = stats[pid][1], stats[pid][11:13], stats[pid][13:15]
+            self._seen[pid, stats[pid][19]] = int(parent), sum(map(int, own)), sum(map(int, waited))
+        return alive
+
+    def cpu_seconds(self) -> float:
+        alive = set(self.look())
+        ended: dict[int, int] = {}  # parent -> ticks that we know of children that ended
+        for (pid, _), (parent, own, waited) in self._seen.items():
+            ended[parent] = ended.get(parent, 0) + (0 if pid in alive else own + waited)
+        # Of what a parent waited for, the part that we did not see ourselves is added.
+        unseen = sum(max(0, waited - ended.get(pid, 0)) for (pid, _), (_, _, waited) in self._seen.items())
+        return (sum(own for _, own, _ in self._seen.values()) + unseen) * TICK_SECONDS
 
 
-def _descends(pid: int, ancestor: int, stats: Mapping[int, list[str]]) -> bool:
-    while pid != ancestor and pid in stats:
+def _descends(pid: int, stats: Mapping[int, list[str]]) -> bool:
+    while pid != os.getpid() and pid in stats:
         pid = int(stats[pid][1])
-    return pid == ancestor
+    return pid == os.getpid()
+
+
+TREE = Tree()
 
 
 def cpu_seconds() -> float:
-    """CPU seconds so far of this process and all its descendants; those that ended count through their parent."""
-    return (
-        sum(sum(map(int, fields[11:15])) for fields in tree().values()) * TICK_SECONDS
-    )  # utime, stime, cutime, cstime
+    """CPU seconds so far of this process and all its descendants."""
+    return TREE.cpu_seconds()
+
+
+@contextmanager
+def watching(seconds: float = 1.0) -> Iterator[None]:
+    """Looks at the tree from time to time, so that of a process that ends at most so much is lost."""
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.wait(seconds):
+            TREE.look()
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def tree_bytes_read() -> int:
     """Bytes that this process and its living descendants have read so far, from the page cache too; not the JVM's."""
     total = 0
-    for pid in tree():
+    for pid in TREE.look():
         with suppress(OSError):
             if "java" not in Path(f"/proc/{pid}/comm").read_text():
                 total += int(Path(f"/proc/{pid}/io").read_text().split()[1])  # rchar
@@ -111,7 +154,8 @@ def interleaved(
                 continue
             started, wall = clock(), time.perf_counter()
             try:
-                amount = side()
+                with watching():
+                    amount = side()
             except (MissingError, ImportError) as error:
                 missing[name] = str(error)
                 continue
