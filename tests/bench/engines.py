@@ -17,9 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from pyspark.ml.functions import predict_batch_udf
 from pyspark.sql import SparkSession
-from pyspark.sql.types import FloatType
 from torchvision.transforms import v2 as vision
 
 from etl.stage import series_udf
@@ -75,15 +73,18 @@ def fused_pandas_udf(spark: SparkSession, data: Data) -> Side:
 
 
 def spark_pattern(spark: SparkSession, data: Data, num_images: int) -> Side:
-    """The documented pattern: binaryFile, one row a file; pixels as array<float>; predict_batch_udf."""
+    """The documented pattern: binaryFile, one row a file; pixels as array<float>; a second UDF."""
 
     def decode(batch: pd.Series) -> pd.Series:
         return pd.Series([pillow_tensor(data).ravel() for data in batch])
 
-    decode_udf, paths = series_udf(decode, "array<float>"), [str(path) for path in data.files[:num_images]]
-    score_udf = predict_batch_udf(
-        lambda: null_scores, return_type=FloatType(), batch_size=64, input_tensor_shapes=[[3, SIZE_PX, SIZE_PX]]
-    )
+    def score(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
+        for batch in batches:
+            yield pd.Series(null_scores(np.stack(batch.to_list()).reshape(-1, 3, SIZE_PX, SIZE_PX)))
+
+    # Of two kinds, so that Spark does not chain them in one worker: pixels go through the JVM, as they do on a cluster.
+    decode_udf, score_udf = series_udf(decode, "array<float>"), series_udf(score, "float")
+    paths = [str(path) for path in data.files[:num_images]]
 
     def side() -> float:
         with rows_a_batch(spark, 64):
