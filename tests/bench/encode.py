@@ -220,7 +220,7 @@ def main() -> None:
         return
     if not has_bf16():
         say("this CPU has neither AVX-512 bf16 nor AMX: the float32 forms of the rows")
-    quick = {"num_preprocess": 200, "num_pattern": 64, "num_pairs": 64, "num_stock": 16, "num_texts": 64}
+    quick = {"num_preprocess": 200, "num_pattern": 32, "num_pairs": 32, "num_stock": 16, "num_texts": 64}
     bench = Bench(
         spark=ours.spark_session(given.master),
         data=data.build(600 if given.quick else 6000),

@@ -70,10 +70,10 @@ def spark_session(master: str) -> SparkSession:
 
 
 def encoder_folder(root: Path) -> Path:
-    """ViT-B-32 with random weights, always the same: as fast as a trained one."""
-    folder = (root / MODEL).absolute()
+    """ViT-B-32, random weights, always the same: as fast as a trained one. 16 rows a batch stay in a core's cache."""
+    folder = (root / f"{MODEL}-16").absolute()
     if not folder.is_dir():
-        build_open_clip(MODEL, None, folder, seed=0)
+        build_open_clip(MODEL, None, folder, seed=0, batch_size=16, text_batch_size=16)
     return folder
 
 
