@@ -33,6 +33,13 @@ def test_sides_take_turns_and_the_first_turn_does_not_count(monkeypatch):
     assert calls == ["a", "b"] * 4
 
 
+def test_what_makes_a_side_ready_does_not_count(monkeypatch):
+    sides, clock, calls = ticking(monkeypatch, {"a": [9, 2], "wake": [5, 5]})
+    ready = {"a": sides.pop("wake")}
+    assert interleaved(sides, repetitions=1, clock=clock, ready=ready) == ({"a": [3]}, {})
+    assert calls == ["wake", "a"] * 2
+
+
 def test_rows_in_table_and_json_out(monkeypatch, tmp_path, capsys):
     sides, clock, _ = ticking(monkeypatch, {"ours": [9, 1, 2, 3], "theirs": [9, 2, 4, 12]})
     measured = interleaved(sides, repetitions=3, clock=clock)

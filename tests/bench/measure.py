@@ -143,15 +143,24 @@ def say(line: str) -> None:
 
 
 def interleaved(
-    sides: Mapping[str, Side], *, repetitions: int = REPETITIONS, clock: Callable[[], float] = cpu_seconds
+    sides: Mapping[str, Side],
+    *,
+    repetitions: int = REPETITIONS,
+    clock: Callable[[], float] = cpu_seconds,
+    ready: Mapping[str, Side] = {},
 ) -> tuple[dict[str, Rates], dict[str, str]]:
-    """Rates of every side, measured A B C A B C after one warm-up each; and why a side is missing, by its name."""
+    """Rates of every side, measured A B C A B C after one warm-up each; and why a side is missing, by its name.
+
+    `ready`: what is run before each turn of a side and not counted. Spark lets Python workers end after a minute
+    without work, less than the turns of the others take; new ones would import and load the model within the turn.
+    """
     rates: dict[str, Rates] = {name: [] for name in sides}
     missing: dict[str, str] = {}
     for repetition in range(repetitions + 1):
         for name, side in sides.items():
             if name in missing:
                 continue
+            ready.get(name, float)()
             started, wall = clock(), time.perf_counter()
             try:
                 with watching():
