@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
+from itertools import chain
 from pathlib import Path
-from typing import Any, Self
-from unittest import mock
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,10 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 import etl.gpu
-from etl.gpu import make_dfn_score, prefetched
+import models.pixels
+from etl.feed import Feed, Row
+from etl.gpu import EMBEDDED, EncoderSpec, decode_for, make_dfn_score
+from etl.lanes import Columns
 from etl.session import session
 from etl.shards import list_shards
 from etl.stage import series_udf
@@ -25,7 +28,7 @@ from etl.stages import embed, ingest
 from models.clip import build_open_clip
 from models.encoder import Encoder
 from models.filters import save_heads
-from models.images import MAX_PIXELS, decode_rgb
+from models.images import MAX_PIXELS
 from models.records import EncoderRecord
 from tests.bench.data import Data
 from tests.bench.measure import Side, tree_bytes_read
@@ -35,32 +38,35 @@ PAIR = "uid string, shard string, offset_bytes bigint, size_bytes bigint, text s
 LIMITS = {"max_pixels": MAX_PIXELS}
 
 
-class NullEncoder(Encoder):
-    """The encoder's preprocessing, and towers that cost nothing: what is left is the feed."""
+class NullReader:
+    """Takes pixels and gives constants: what is left of the pass is the feed."""
 
-    @classmethod
-    def load(cls, folder: Path, **_: Any) -> Self:
-        null = cls.__new__(cls)
-        null.record, null._max_pixels = EncoderRecord.read(folder), MAX_PIXELS
-        return null
+    batch_size = 16
+    columns = tuple(EMBEDDED)
 
-    def encode_images(self, images: Sequence[Any]) -> np.ndarray:
-        return np.ones((len(images), 8), np.float32)
+    def encode(self, images: list[Any]) -> list[None]:
+        return [None] * len(images)
 
-    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        return np.ones((len(texts), 8), np.float32)
-
-
-@cache
-def null_encoder(folder: str, device: str) -> NullEncoder:
-    return NullEncoder.load(Path(folder))
+    def finish(self, results: list[Any], texts: list[str]) -> Columns:
+        count = len(texts)
+        return {
+            "image_embedding": [b"\0"] * count, "text_embedding": [b"\0"] * count, "cosine": [1.0] * count,
+            "status": ["ok"] * count, "status_reason": [None] * count,
+        }  # fmt: skip
 
 
-@contextlib.contextmanager
-def null_model() -> Iterator[None]:
-    """While it holds, UDFs that are made get the null encoder; so they must be run inside."""
-    with mock.patch.object(etl.gpu, "encoder", null_encoder):
-        yield
+@dataclass(frozen=True)
+class NullSpec(EncoderSpec):
+    """The encoder's preprocessing before a null model."""
+
+    def load(self, device: str) -> NullReader:
+        return NullReader()
+
+
+class NullConfig(embed.Config):
+    @property
+    def reader(self) -> NullSpec:
+        return NullSpec(str(self.encoder_folder))
 
 
 def spark_session(master: str) -> SparkSession:
@@ -81,20 +87,23 @@ def run(frame: DataFrame) -> None:
     frame.write.format("noop").mode("overwrite").save()
 
 
-def embedded(spark: SparkSession, data: Data, folder: Path, num_pairs: int) -> DataFrame:
-    """The embed stage over the first pairs of `data`."""
+def pairs_of(spark: SparkSession, data: Data, num_pairs: int) -> DataFrame:
     rows = data.pairs.head(num_pairs)[[column.split()[0] for column in PAIR.split(", ")]]
-    pairs = spark.createDataFrame(rows, PAIR).withColumn("status_reason", F.lit(None).cast("string"))
-    config = embed.Config(encoder=MODEL, encoder_folder=folder, shards_root=str(data.folder), **LIMITS)
-    return embed.transform(pairs, config=config)
+    return spark.createDataFrame(rows, PAIR).withColumn("status_reason", F.lit(None).cast("string"))
+
+
+def passed(pairs: DataFrame, data: Data, folder: Path, configs: Sequence[type[embed.Config]]) -> DataFrame:
+    """The pass of the embed stage, one reader per config."""
+    settings = {"encoder": MODEL, "encoder_folder": folder, "shards_root": str(data.folder), **LIMITS}
+    return embed.read_pixels(pairs, [config(**settings) for config in configs])
 
 
 def feed(spark: SparkSession, data: Data, folder: Path, num_pairs: int) -> Side:
     """Images: pointers -> bytes -> pixels -> null model -> rows, through Spark."""
+    pairs = pairs_of(spark, data, num_pairs)
 
     def side() -> float:
-        with null_model():
-            run(embedded(spark, data, folder, num_pairs))
+        run(passed(pairs, data, folder, [NullConfig]))
         return num_pairs
 
     return side
@@ -102,9 +111,10 @@ def feed(spark: SparkSession, data: Data, folder: Path, num_pairs: int) -> Side:
 
 def embed_pass(spark: SparkSession, data: Data, folder: Path, num_pairs: int) -> Side:
     """Pairs: shard and pointer -> vectors and cosine, through Spark."""
+    pairs = pairs_of(spark, data, num_pairs)
 
     def side() -> float:
-        run(embedded(spark, data, folder, num_pairs))
+        run(passed(pairs, data, folder, [embed.Config]))
         return num_pairs
 
     return side
@@ -169,22 +179,26 @@ def text_tower(folder: Path, texts: Sequence[str]) -> Side:
 
 def pixels(folder: Path, data: bytes) -> np.ndarray:
     """The bytes of a file -> uint8 CHW, as the embed stage makes them."""
-    return null_encoder(str(folder), "cpu").preprocess(decode_rgb(data, max_pixels=MAX_PIXELS))
+    return models.pixels.preprocess(data, EncoderRecord.read(folder).preprocessing)
 
 
 def preprocess(folder: Path, images: Sequence[bytes]) -> Side:
+    config = EncoderRecord.read(folder).preprocessing
+
     def side() -> float:
         for data in images:
-            pixels(folder, data)
+            models.pixels.preprocess(data, config)
         return len(images)
 
     return side
 
 
 def decode_alone(folder: Path, batches: Sequence[Sequence[bytes]]) -> Side:
+    config = EncoderRecord.read(folder).preprocessing
+
     def side() -> float:
-        for batch in batches:
-            _decode(folder, batch)
+        for data in chain.from_iterable(batches):
+            models.pixels.preprocess(data, config)
         return sum(map(len, batches))
 
     return side
@@ -192,17 +206,15 @@ def decode_alone(folder: Path, batches: Sequence[Sequence[bytes]]) -> Side:
 
 def overlapped(folder: Path, batches: Sequence[Sequence[bytes]], model_seconds: float) -> Side:
     """Images: decoded ahead of a model that takes so long a batch and leaves the core free, as a GPU does."""
+    decode = partial(decode_for, prepares=(NullSpec(str(folder)).prepare(),), **LIMITS)
+    rows = [Row(data, "") for data in chain.from_iterable(batches)]
 
     def side() -> float:
-        for _ in prefetched(iter(batches), partial(_decode, folder)):
+        for _ in Feed(decode, block_rows=len(batches[0])).blocks(rows):
             time.sleep(model_seconds)
-        return sum(map(len, batches))
+        return len(rows)
 
     return side
-
-
-def _decode(folder: Path, batch: Sequence[bytes]) -> list[np.ndarray]:
-    return [pixels(folder, data) for data in batch]
 
 
 def bytes_read(spark: SparkSession, data: Data, folder: Path, num_encoders: int) -> float:
@@ -213,7 +225,5 @@ def bytes_read(spark: SparkSession, data: Data, folder: Path, num_encoders: int)
     before = tree_bytes_read()
     found, _ = ingest.transform(table, known, config=ingest.Config(shards_root=str(data.folder), **LIMITS))
     run(found)
-    with null_model():
-        for _ in range(num_encoders):
-            run(embedded(spark, data, folder, len(data.pairs)))
+    run(passed(pairs_of(spark, data, len(data.pairs)), data, folder, [NullConfig] * num_encoders))
     return tree_bytes_read() - before
