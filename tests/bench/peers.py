@@ -92,14 +92,16 @@ def stock_tokenizer() -> Any:
     return open_clip.get_tokenizer(MODEL)
 
 
-def stock_loop(folder: Path, files: Sequence[Path], *, autocast: bool = False) -> Side:
-    """open_clip's documented loop: file -> PIL -> transform -> towers -> cosine. float32, or under bf16 autocast."""
+def stock_loop(
+    folder: Path, files: Sequence[Path], *, dtype: torch.dtype = torch.float32, autocast: bool = False
+) -> Side:
+    """open_clip's documented loop: file -> PIL -> transform -> towers -> cosine. In `dtype`, or under bf16 autocast."""
 
     def run() -> float:
-        model, transform, tokenizer = stock_model(folder), open_clip_transform(), stock_tokenizer()
+        model, transform, tokenizer = stock_model(folder, dtype), open_clip_transform(), stock_tokenizer()
         for start in range(0, len(files), STOCK_BATCH):
             batch = files[start : start + STOCK_BATCH]
-            images_BCHW = torch.stack([transform(Image.open(path)) for path in batch])
+            images_BCHW = torch.stack([transform(Image.open(path)) for path in batch]).to(dtype)
             tokens_BL = tokenizer([path.with_suffix(".txt").read_text() for path in batch])
             with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
                 image_BD = model.encode_image(images_BCHW, normalize=True)
