@@ -17,6 +17,9 @@ from pydantic import BaseModel, ConfigDict
 
 RECORD = "record.json"
 
+Precision = Literal["fp32", "bf16"]
+"""What a device multiplies in; sums are float32."""
+
 
 class WeightsError(Exception):
     """Weights or records that are not what they are said to be. Says what was wanted, what was found, how to fix it."""
@@ -104,9 +107,17 @@ class EncoderRecord(Record):
     batch_size: int
     """Images a forward pass: always that many, the last batch padded."""
     text_batch_size: int
+    """Captions a forward pass at the full context length; shorter ones go in proportionally larger batches."""
     text_bucket_tokens: int | None
     """Captions are padded to a multiple of this many tokens; None: all to the context length."""
+    precision: Precision = "fp32"
+    """What the towers multiply in, on any device. bf16 moves a cosine by thousandths, and makes it several times as
+    cheap on devices that `models.towers.good_precision` names."""
     weights_sha256: str
+
+    def texts_per_pass(self, num_tokens: int) -> int:
+        """Captions a forward pass at a padded length: about constant in tokens, and a function of that length alone."""
+        return max(1, round(self.text_batch_size * self.tokenizer.context_length / num_tokens))
 
 
 class FilterRecord(Record):

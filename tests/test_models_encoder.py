@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -112,15 +113,16 @@ def test_a_row_has_the_same_bits_whatever_batch_it_lands_in(encoder, photos):
 def test_every_pass_has_a_fixed_shape_that_depends_on_the_caption_alone(encoder, monkeypatch):
     """This CPU gives the same bits in other shapes too; other devices do not."""
     passes = []
-    encode = encoder._model.encode_text
-    monkeypatch.setattr(encoder._model, "encode_text", lambda tokens: passes.append(tokens) or encode(tokens))
+    encode = encoder._towers.encode_text
+    spied = replace(encoder._towers, encode_text=lambda tokens: passes.append(tokens) or encode(tokens))
+    monkeypatch.setattr(encoder, "_towers", spied)
     sixteen = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
     num_tokens = {"a dog": 16, sixteen: 32, "dog " * 20: 32, "dog " * 400: 128}
     for texts in [list(num_tokens), *([text] for text in num_tokens), ["a dog", "dog " * 400]]:
         passes.clear()
         encoder.encode_texts(texts)
-        assert sorted(tokens.shape for tokens in passes) == [
-            (encoder.record.text_batch_size, length) for length in sorted({num_tokens[text] for text in texts})
+        assert sorted((tokens.shape for tokens in passes), key=lambda shape: shape[1]) == [
+            (512 // length, length) for length in sorted({num_tokens[text] for text in texts})
         ]
         assert all((tokens[:, -1] == encoder.record.tokenizer.pad_id).all() for tokens in passes)
 
