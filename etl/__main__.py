@@ -80,7 +80,8 @@ def run(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Bring stages up to date: ingest, signals, dedup, decontaminate, embed. What is up to date is not done again."""
+    """Bring stages up to date: ingest, signals, dedup, decontaminate, and embed, or features where vectors came with
+    the release. What is up to date is not done again."""
     from etl.project import BEFORE_FILTERS
 
     if unknown := set(stage) - set(BEFORE_FILTERS):
@@ -90,7 +91,7 @@ def run(
             raise UserError(
                 f"--dataset: wanted some of {', '.join(project.config.datasets)}; found {', '.join(unknown)}"
             )
-        runs = project.run_all(stage or BEFORE_FILTERS, dataset)
+        runs = project.run_all(stage, dataset)
         emit({f"{r.stage}.{r.dataset}": dict(r.num_rows_by_status) or "up to date" for r in runs}, as_json=json)
         _exit_if_partial(project)
 
@@ -117,12 +118,15 @@ def loop(conf: Conf = ["local"], override: Set = [], json: Json = False, quiet: 
 def select(
     conf: Conf = ["local"],  # noqa: B006
     override: Set = [],  # noqa: B006
-    filter: Annotated[str, typer.Option(help="Folder of a filter, or models:/dfn_filter@champion.")] = "",
+    filter: Annotated[str, typer.Option(help="Folder of a filter, models:/NAME@ALIAS, or cosine.")] = "",
     dataset: Dataset = "",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Apply the rule in stages.selection, scoring first where the filter has not. Prints the receipt."""
+    """Apply the rule in stages.selection, scoring first where the filter has not. Prints the receipt.
+
+    The filter `cosine` is the CLIP score: the cosine of the encoder's own vectors.
+    """
     from etl.stages import score, selection
 
     with _project(conf, override, quiet) as project:
@@ -132,7 +136,7 @@ def select(
         pool = _dataset(project, dataset)
         settings = project.config.stages.selection
         if settings.keep.top_fraction is not None:
-            folder = filter_folder(project, filter)
+            folder = project.cosine_filter() if filter == "cosine" else filter_folder(project, filter)
             project.run(score.STAGE, pool, project.with_filter(score.STAGE, folder))
             settings = project.with_filter(selection.STAGE, folder, settings)
         done = project.run(selection.STAGE, pool, settings)

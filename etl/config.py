@@ -47,7 +47,7 @@ class DatasetConfig(StageConfig):
 
 
 class EncoderConfig(StageConfig):
-    """Whose vectors are stored. Exactly one of the three ways to name an encoder."""
+    """Whose vectors are stored. One of the four ways to name an encoder; the others go before `packages`."""
 
     packages: Literal["lite0_minilm"] | None = "lite0_minilm"
     """Frozen EfficientNet-lite0 and MiniLM towers, whose weights come from packages by name."""
@@ -56,6 +56,8 @@ class EncoderConfig(StageConfig):
     open_clip: str | None = None
     """Name of an open_clip architecture, such as ViT-B-32; `checkpoint` holds its weights."""
     checkpoint: Path | None = None
+    published: Literal["datacomp_b32", "datacomp_l14"] | None = None
+    """Vectors that the release of a dataset came with, in HEX.npz beside each HEX.parquet of its metadata."""
     quick_gelu: bool | None = None
     """The activation that the weights want, where it is another than the name says."""
     batch_size: int = pydantic.Field(default=16, gt=0)
@@ -65,6 +67,9 @@ class EncoderConfig(StageConfig):
     def has_weights(self) -> EncoderConfig:
         if self.open_clip and not self.checkpoint:
             raise ValueError("wanted a checkpoint file beside open_clip; found none; random weights score nothing")
+        named = [key for key in ("folder", "open_clip", "published") if getattr(self, key)]
+        if len(named) > 1:
+            raise ValueError(f"wanted one encoder; found {' and '.join(named)}")
         return self
 
 
@@ -172,6 +177,15 @@ class Config(StageConfig):
                 folder = folder_of(pattern)
                 if "://" not in folder and Path(folder).resolve() in written:
                     raise ValueError(f"wanted output and tables outside the inputs; found datasets.{name} in {folder}")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def published_vectors_have_files(self) -> Config:
+        lacking = [name for name in self.of_kind("pool") if not self.datasets[name].metadata]
+        if self.encoder.published and lacking:
+            raise ValueError(
+                f"encoder.published: wanted pools with metadata, beside which the vectors are; found {lacking[0]}"
+            )
         return self
 
     @pydantic.model_validator(mode="after")

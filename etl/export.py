@@ -102,6 +102,8 @@ def export_selection(store: Store, dataset: str, selection_id: str, folder: Path
                      pairs_per_shard: int = 1000) -> list[dict[str, Any]]:  # fmt: skip
     """Tar shards that open_clip and plain `tarfile` read, `uids.npy`, and last `manifest.json` with the receipt.
 
+    Pairs whose pixels have not come are in `uids.npy` alone: what is still to be downloaded.
+
     Metadata of the images (EXIF, GPS) is stripped without recompressing; both sha256 are in each sample's json.
     """
     receipt = receipt_of(store, dataset, selection_id)
@@ -143,8 +145,10 @@ def _write_shards(
     store: Store, dataset: str, selection_id: str, folder: str, root: str, num_shards: int
 ) -> list[dict[str, Any]]:
     chosen = store.read(dataset, SELECTIONS, where={"selection_id": selection_id}).select("uid", "num_repeats")
-    pairs = store.read(dataset, PAIRS).select(
-        "uid", "url", "text", "shard", "offset_bytes", "size_bytes", "sha256", "image_format"
+    pairs = (
+        store.read(dataset, PAIRS)
+        .where("shard IS NOT NULL")
+        .select("uid", "url", "text", "shard", "offset_bytes", "size_bytes", "sha256", "image_format")
     )
     # By a hash of the uid: which pair is in which shard follows from the selection alone.
     bucket = F.pmod(F.conv(F.substring(F.md5("uid"), 1, 8), 16, 10).cast("bigint"), F.lit(num_shards))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,18 @@ from etl.job import Progress, StageRun
 from etl.lanes import TIMINGS
 from etl.run import Runner
 from etl.session import cache_folder, session
-from etl.stage import Stage, StageConfig, digest
+from etl.stage import Slice, Stage, StageConfig, Table, UserError, digest
 from etl.stages import STAGES, embed
+from etl.stages.features import without_npz
 from etl.store import Store
-from etl.tables import INPUTS
-from models.filters import check_encoder
-from models.records import RECORD, EncoderRecord, FilterRecord
+from etl.tables import FEATURE_FILES, INPUTS
+from models.filters import check_encoder, save_heads
+from models.published import PUBLISHED
+from models.records import RECORD, EncoderRecord, FilterRecord, VectorsRecord, whole_folder
 
 Say = Callable[[str], None]
-BEFORE_FILTERS = ("ingest", "signals", "dedup", "decontaminate", "embed")
-"""Stages that need no filter: what `dfn run` does when none is named."""
+BEFORE_FILTERS = ("ingest", "signals", "dedup", "decontaminate", "embed", "features")
+"""Stages that need no filter: what `dfn run` does when none is named, with that of the last two which fits."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,18 @@ class Project:
         return Runner(self.store, kinds, self.on_progress)
 
     @cached_property
-    def encoder(self) -> tuple[EncoderRecord, Path]:
+    def encoder(self) -> tuple[VectorsRecord, Path]:
         return encoder_folder(self.config.encoder, self.say)
+
+    def cosine_filter(self) -> Path:
+        """The folder of the filter without heads: the cosine of the encoder's own vectors, known as the CLIP score."""
+        record, _ = self.encoder
+        folder = self.config.output_folder / "filters" / f"cosine-{record.name}-{record.version}"
+        if not record.shares_space:
+            raise UserError(f"--filter cosine: wanted towers that share a space; found {record.name}; fix: train one")
+        if not (folder / RECORD).exists():
+            save_heads(folder, None, encoder_record=record, name=f"cosine_{record.name}")
+        return folder
 
     @property
     def tracking_uri(self) -> str:
@@ -83,7 +96,14 @@ class Project:
         )
 
     def run(self, stage: Stage, dataset: str, settings: StageConfig | None = None) -> StageRun:
-        """One stage on one dataset: done, or said to be up to date. Every encoder is served by one pass over pixels."""
+        """One stage on one dataset: done, or said to be up to date. Every encoder is served by one pass over pixels.
+
+        Raises UserError for a stage of another kind of encoder.
+        """
+        if stage.name == self._idle_stage:
+            wanted = "no encoder.published" if stage.name == "embed" else "encoder.published, such as datacomp_l14"
+            found = self.config.encoder.published or "none"
+            raise UserError(f"stage {stage.name}: wanted {wanted}; found {found}; fix: configure it, or leave it out")
         config = self._resolved(stage, dataset, settings or getattr(self.config.stages, stage.name))
         source = self.sources[dataset] if stage.listing else None
         configs = [config, *self._for_more_encoders(config)] if stage is embed.STAGE else [config]
@@ -97,15 +117,23 @@ class Project:
         found = [encoder_folder(encoder, self.say) for encoder in self.config.more_encoders.values()]
         return [config.model_copy(update=_naming(record, folder)) for record, folder in found]
 
-    def run_all(self, stages: Sequence[str] = BEFORE_FILTERS, datasets: Sequence[str] = ()) -> list[StageRun]:
-        """Stage by stage, each on all datasets of its kinds: decontamination needs every evaluation set ingested."""
+    def run_all(self, stages: Sequence[str] = (), datasets: Sequence[str] = ()) -> list[StageRun]:
+        """Stage by stage, each on all datasets of its kinds: decontamination needs every evaluation set ingested.
+
+        `stages`: none named are all that need no filter.
+        """
         return [
             self.run(stage, name)
             for stage in STAGES
-            if stage.name in stages
+            if stage.name in (stages or (name for name in BEFORE_FILTERS if name != self._idle_stage))
             for name, dataset in self.config.datasets.items()
             if dataset.kind in stage.kinds and (not datasets or name in datasets)
         ]
+
+    @property
+    def _idle_stage(self) -> str:
+        """The one of two that the encoder has no use for: vectors are made, or they came with the release."""
+        return "embed" if self.config.encoder.published else "features"
 
     def _resolved(self, stage: Stage, dataset: str, settings: StageConfig) -> StageConfig:
         """`settings` with the fields that only a run can know."""
@@ -116,6 +144,9 @@ class Project:
             known |= {"shards_root": folder_of(source.shards) if source.shards else "", "metadata": source.metadata}
         if "encoder_version" in wanted:
             known |= _naming(*self.encoder)
+        if "without_npz" in wanted and self.config.encoder.published:
+            columns = self.config.stages.ingest.columns  # type: ignore[attr-defined]
+            known |= {"without_npz": without_npz(self.sources[dataset]), "columns": columns}
         return settings.model_copy(update={key: value for key, value in known.items() if key in wanted})
 
     def with_filter(self, stage: Stage, folder: Path, settings: StageConfig | None = None) -> StageConfig:
@@ -129,28 +160,41 @@ class Project:
     def has_partial_inputs(self) -> list[str]:
         """Files that could not be read whole, as `dataset: uri: reason`: then the exit code says partial."""
         lines = []
-        for name in self.config.datasets:
-            if self.store.exists(name, INPUTS):
-                bad = self.store.read(name, INPUTS).where("status != 'ok'").select("uri", "status", "status_reason")
+        version = {"encoder_version": self.encoder[0].version} if self.config.encoder.published else None
+        ledgers: list[tuple[Table, Slice | None]] = [(INPUTS, None), *([(FEATURE_FILES, version)] if version else [])]
+        for name, (table, where) in product(self.config.datasets, ledgers):
+            if self.store.exists(name, table):
+                ledger = self.store.read(name, table, where=where)
+                bad = ledger.where("status != 'ok'").select("uri", "status", "status_reason")
                 lines += [
                     f"{name}: {r['uri']}: {r['status']}: {r['status_reason'] or ''}" for r in bad.limit(20).collect()
                 ]
         return lines
 
 
-def _naming(record: EncoderRecord, folder: Path) -> dict[str, Any]:
+def _naming(record: VectorsRecord, folder: Path) -> dict[str, Any]:
     """The fields by which a stage's config names an encoder."""
     return {"encoder": record.name, "encoder_version": record.version, "encoder_folder": folder}
 
 
-def encoder_folder(config: EncoderConfig, say: Say) -> tuple[EncoderRecord, Path]:
-    """The record of the configured encoder and the folder with its weights, built once and kept in the cache."""
+def encoder_folder(config: EncoderConfig, say: Say) -> tuple[VectorsRecord, Path]:
+    """The record of the configured encoder and its folder, built once and kept in the cache.
+
+    It holds the weights as well, but for published vectors.
+    """
     if config.folder:
         return EncoderRecord.read(config.folder), config.folder
+    if config.published:
+        record = PUBLISHED[config.published].record
+        folder = cache_folder() / "encoders" / f"{record.name}-{record.version}"
+        if not (folder / RECORD).exists():
+            with whole_folder(folder) as new:
+                record.write(new)
+        return record, folder
     out = (
         cache_folder()
         / "encoders"
-        / f"{config.open_clip or config.packages}-{digest(config.model_dump(mode='json'))[:12]}"
+        / f"{config.open_clip or config.packages}-{digest(config.model_dump(mode='json', exclude={'published'}))[:12]}"
     )
     if not (out / RECORD).exists():
         say(f"building encoder {config.open_clip or config.packages}")

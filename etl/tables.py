@@ -30,6 +30,7 @@ STATUSES = {
     "unreadable": "the file could not be opened",
     "invalid_output": "the model gave NaN, infinity or a zero vector",
     "no_vectors": "no usable vectors to score",
+    "bad_npz": "the npz beside a metadata file does not parse, or does not fit it row by row",
 }
 """The closed set: the status of any row in any table, and what it means."""
 
@@ -149,6 +150,24 @@ EMBEDDINGS = Table(
     },
 )
 
+FEATURE_FILES = Table(
+    "feature_files",
+    key=("encoder", "encoder_version", "uri"),
+    sliced_by=("encoder", "encoder_version"),
+    ddl="""
+    encoder STRING NOT NULL,
+    encoder_version STRING NOT NULL,
+    uri STRING NOT NULL COMMENT 'a metadata file, whose published vectors are in the npz beside it',
+    size_bytes BIGINT COMMENT 'of the npz when listed, bytes',
+    etag STRING COMMENT 'of the npz when listed: ETag, or modification time and size',
+    status STRING NOT NULL COMMENT 'of the file: ok, bad_parquet, bad_npz, unreadable; no_vectors: there is no npz',
+    status_reason STRING COMMENT 'why, in one line',
+    num_rows BIGINT NOT NULL COMMENT 'rows of the metadata file',
+    num_by_status MAP<STRING, BIGINT> NOT NULL COMMENT 'status of the vectors -> rows; sums to num_rows'
+    """,
+    checks={**_STATUS, "num_rows_not_negative": "num_rows >= 0"},
+)
+
 SCORES = Table(
     "scores",
     key=("filter", "filter_version", "uid"),
@@ -256,6 +275,6 @@ RUNS = Table(
 )
 
 DATASET_TABLES = (
-    INPUTS, PAIRS, SIGNALS, DUPLICATES, CONTAMINATED, EMBEDDINGS, SCORES, SELECTIONS, RECEIPTS, SHARDS,
+    INPUTS, PAIRS, SIGNALS, DUPLICATES, CONTAMINATED, EMBEDDINGS, FEATURE_FILES, SCORES, SELECTIONS, RECEIPTS, SHARDS,
 )  # fmt: skip
 PROJECT_TABLES = (RUNS, EVALUATIONS, PROMOTIONS)

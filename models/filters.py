@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from models.records import EncoderRecord, FilterRecord, WeightsError, check_files, sha256_file, whole_folder
+from models.records import FilterRecord, VectorsRecord, WeightsError, check_files, sha256_file, whole_folder
 
 HEADS = "heads.safetensors"
 BLOCK_ROWS = 256
@@ -153,7 +153,7 @@ class Filter:
             )
 
 
-def save_heads(out: Path, heads: Heads | None, *, encoder_record: EncoderRecord, name: str = "dfn") -> FilterRecord:
+def save_heads(out: Path, heads: Heads | None, *, encoder_record: VectorsRecord, name: str = "dfn") -> FilterRecord:
     """Writes a filter's folder: `record.json`, and `heads.safetensors` unless the filter has no heads.
 
     Raises:
@@ -181,7 +181,7 @@ def save_heads(out: Path, heads: Heads | None, *, encoder_record: EncoderRecord,
     return record
 
 
-def _check_heads(heads: Heads, encoder_record: EncoderRecord) -> None:
+def _check_heads(heads: Heads, encoder_record: VectorsRecord) -> None:
     embed_dim = len(heads.visual_bias)
     wanted = ((embed_dim, encoder_record.image_dim), (embed_dim, encoder_record.text_dim))
     found = (heads.visual_weight.shape, heads.text_weight.shape)
@@ -191,7 +191,7 @@ def _check_heads(heads: Heads, encoder_record: EncoderRecord) -> None:
         raise ValueError("wanted finite weights; found NaN or infinity; fix: train with a lower learning rate")
 
 
-def check_encoder(filter_record: FilterRecord, encoder_record: EncoderRecord) -> None:
+def check_encoder(filter_record: FilterRecord, encoder_record: VectorsRecord) -> None:
     """Refuses to pair a filter with towers that it was not trained on.
 
     Raises:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 RECORD = "record.json"
 
@@ -48,12 +48,16 @@ class Record(BaseModel):
         """The record of a folder, without a look at its weights.
 
         Raises:
-            WeightsError: there is no `record.json`.
+            WeightsError: there is no `record.json`, or it is that of something else.
         """
         path = folder / RECORD
         if not path.is_file():
             raise WeightsError(wanted=f"a folder with {RECORD}", found=str(folder), fix="build or fetch it first")
-        return cls.model_validate_json(path.read_bytes())
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            found = f"{path}, which has {error.error_count()} other fields"
+            raise WeightsError(wanted=f"an {cls.__name__}", found=found, fix="name another folder") from None
 
     def write(self, folder: Path) -> None:
         (folder / RECORD).write_text(self.model_dump_json(indent=2) + "\n")
@@ -118,6 +122,25 @@ class EncoderRecord(Record):
     def texts_per_pass(self, num_tokens: int) -> int:
         """Captions a forward pass at a padded length: about constant in tokens, and a function of that length alone."""
         return max(1, round(self.text_batch_size * self.tokenizer.context_length / num_tokens))
+
+
+class PublishedRecord(Record):
+    """All that is known of vectors that came with a release: their encoder, and the sha256 of its weights, is not."""
+
+    name: str
+    source: Literal["published"] = "published"
+    published_as: str
+    """Whose vectors they are, in the words of the release."""
+    image_dim: int
+    text_dim: int
+    shares_space: bool
+    is_normalised: bool
+    """Whether the release stores them with length 1. Nothing relies on it: cosines are taken after normalising."""
+    dtype: Literal["float16"] = "float16"
+
+
+VectorsRecord = EncoderRecord | PublishedRecord
+"""What says whose the stored vectors are."""
 
 
 class FilterRecord(Record):

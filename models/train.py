@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from models.data import Vectors, batches
 from models.filters import Heads, save_heads
-from models.records import EncoderRecord
+from models.records import VectorsRecord
 
 MIN_STD = 1e-3
 """A dimension that is constant in the statistics must not blow up on other rows."""
@@ -142,7 +142,7 @@ def train(
     config: TrainConfig,
     out: Path,
     *,
-    encoder_record: EncoderRecord,
+    encoder_record: VectorsRecord,
     stats: ImageStats | None = None,
     on_step: Callable[[int, float], None] | None = None,
     name: str = "dfn",

@@ -20,7 +20,7 @@ from etl.run import Runner
 from etl.stage import Stage
 from etl.stages import STAGES, ingest
 from etl.store import Store
-from etl.tables import DATASET_TABLES, PAIRS, PROJECT_TABLES, SHARDS
+from etl.tables import DATASET_TABLES, FEATURE_FILES, PAIRS, PROJECT_TABLES, SHARDS
 
 slow = [pytest.mark.slow, pytest.mark.timeout(3600)]
 CHUNK = 50
@@ -166,7 +166,8 @@ def test_a_kill_before_and_after_every_commit_of_every_stage(spark, two_shards, 
 
     def steps(name: str):
         kinds = {dataset: found.kind for dataset, found in two_shards(name).config.datasets.items()}
-        places = [(stage, dataset) for stage in STAGES for dataset in ("things", "pool")]
+        stages = [stage for stage in STAGES if stage.name != "features"]  # which needs another encoder
+        places = [(stage, dataset) for stage in stages for dataset in ("things", "pool")]
         return [partial(run, name, stage, dataset) for stage, dataset in places if kinds[dataset] in stage.kinds]
 
     for step in steps("unbroken"):
@@ -175,7 +176,7 @@ def test_a_kill_before_and_after_every_commit_of_every_stage(spark, two_shards, 
     for step in steps("broken"):
         killer.until_done(step)
     written = {name.partition(" ")[0] for name in killer.seen}
-    assert {f"pool.{table.name}" for table in DATASET_TABLES if table != SHARDS} <= written
+    assert {f"pool.{table.name}" for table in DATASET_TABLES if table not in (SHARDS, FEATURE_FILES)} <= written
     stores = [two_shards(name).store for name in ("unbroken", "broken")]
     expected, found = (contents(store, ["pool", "things"], OF_TIME | OF_HISTORY) for store in stores)
     assert len(found["pool.selections"]) == 15

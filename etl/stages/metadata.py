@@ -84,6 +84,32 @@ def scan_captions(uri: str, *, columns: Mapping[str, str]) -> Iterator[pd.DataFr
         return  # `scan_metadata` says so in the ledger
 
 
+def scan_uids(uri: str, *, columns: Mapping[str, str]) -> tuple[list[str], str | None]:
+    """The uids of one file in its order, as `scan_metadata` makes them, and why there are no more of them."""
+    uids: list[str] = []
+    try:
+        with fsspec.open(uri, "rb") as file:
+            parquet = pq.ParquetFile(file)
+            named = rename(parquet.schema_arrow.names, columns)
+            wanted = {kind: named[kind] for kind in ("uid", "url", "text") if kind in named}
+            for batch in parquet.iter_batches(batch_size=10_000, columns=list(wanted.values())):
+                found = {kind: _values(batch.column(column), kind) for kind, column in wanted.items()}
+                absent = [None] * len(batch)
+                uids += map(_uid, *(found.get(kind, absent) for kind in ("uid", "url", "text")))
+    except DAMAGE as error:
+        return uids, " ".join(str(error).split())[:200]
+    return uids, None
+
+
+def _uid(given: str | None, url: str | None, text: str | None) -> str:
+    """The release's own where it is one, else the md5 of url and text."""
+    uid = (given or "").lower()
+    if UID.fullmatch(uid):
+        return uid
+    content = f"{url or ''}\0{text or ''}".encode("utf-8", "surrogatepass")
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
 def _values(column: Any, kind: str) -> list[Any]:
     """Strings; for sizes whole numbers, None where what is there is none."""
     if not kind.endswith("_px"):
@@ -95,10 +121,8 @@ def _values(column: Any, kind: str) -> list[Any]:
 
 def _row(found: dict[str, Any], source: str) -> dict[str, Any]:
     text, url = found.get("text"), found.get("url")
-    given = str(found.get("uid") or "").lower()
-    made = hashlib.md5(f"{url or ''}\0{text or ''}".encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()
     return {
-        "uid": given if UID.fullmatch(given) else made,
+        "uid": _uid(found.get("uid"), url, text),
         "url": url,
         "text": text,
         "source": source,

@@ -27,6 +27,8 @@ class Config(StageConfig):
     """Known to a run only: whose vectors the filter reads."""
     encoder_version: str = ""
     """Known to a run only."""
+    without_npz: str = ""
+    """Known to a run only: as in `features`. Pairs that had no vectors are scored when these have come."""
     filter_folder: Path = pydantic.Field(default=Path(), exclude=True)
     """Known to a run only: where the driver reads the filter. Its weights (a megabyte or two) travel with the tasks."""
 

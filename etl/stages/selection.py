@@ -52,6 +52,8 @@ class Config(StageConfig):
     name: str = "dfn"
     """What people call this selection."""
     keep: Keep = Keep(top_fraction=0.15)
+    among: tuple[Literal["ok", "metadata_only"], ...] = ("ok",)
+    """Statuses of the pairs that can be kept. With metadata_only: also pairs whose pixels have yet to be fetched."""
     exclude: tuple[Literal["contaminated"], ...] = ("contaminated",)
     unique: Unique | None = None
     seed: int = 0
@@ -74,7 +76,7 @@ def judged(
     else:
         joined = joined.withColumn("rank", draw(config.seed) if config.keep.random_fraction else F.lit(0.0))
     verdict = (
-        F.when(F.col("status") != "ok", F.col("status"))
+        F.when(~F.col("status").isin(*config.among), F.col("status"))
         .when(F.col("is_contaminated") & F.lit("contaminated" in config.exclude), "contaminated")
         .when(F.col("is_duplicate"), "duplicate")
         .when(F.col("rank").isNull() | F.isnan("rank"), "no_score")
