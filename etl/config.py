@@ -60,6 +60,9 @@ class EncoderConfig(StageConfig):
     """Vectors that the release of a dataset came with, in HEX.npz beside each HEX.parquet of its metadata."""
     quick_gelu: bool | None = None
     """The activation that the weights want, where it is another than the name says."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """What towers compute in: part of the record. auto: bf16 where the machine that builds it multiplies that in
+    hardware, else fp32; name it where executors differ from the driver."""
     batch_size: int = pydantic.Field(default=16, gt=0)
     """Images per forward pass: part of the record, so another value is another encoder version."""
 

@@ -14,19 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from etl import corpora
-from etl.config import Config, DatasetConfig, EncoderConfig, folder_of
+from etl.config import Config, DatasetConfig, folder_of
+from etl.encoders import encoder_folder, naming
 from etl.job import Progress, StageRun
 from etl.lanes import TIMINGS
 from etl.run import Runner
-from etl.session import cache_folder, session
-from etl.stage import Slice, Stage, StageConfig, Table, UserError, digest
+from etl.session import session
+from etl.stage import Slice, Stage, StageConfig, Table, UserError
 from etl.stages import STAGES, embed
 from etl.stages.features import without_npz
 from etl.store import Store
 from etl.tables import FEATURE_FILES, INPUTS
 from models.filters import check_encoder, save_heads
-from models.published import PUBLISHED
-from models.records import RECORD, EncoderRecord, FilterRecord, VectorsRecord, whole_folder
+from models.records import RECORD, FilterRecord, VectorsRecord
 
 Say = Callable[[str], None]
 BEFORE_FILTERS = ("ingest", "signals", "dedup", "decontaminate", "embed", "features")
@@ -115,7 +115,7 @@ class Project:
 
     def _for_more_encoders(self, config: StageConfig) -> list[StageConfig]:
         found = [encoder_folder(encoder, self.say) for encoder in self.config.more_encoders.values()]
-        return [config.model_copy(update=_naming(record, folder)) for record, folder in found]
+        return [config.model_copy(update=naming(record, folder)) for record, folder in found]
 
     def run_all(self, stages: Sequence[str] = (), datasets: Sequence[str] = ()) -> list[StageRun]:
         """Stage by stage, each on all datasets of its kinds: decontamination needs every evaluation set ingested.
@@ -143,7 +143,7 @@ class Project:
             source = self.sources[dataset]
             known |= {"shards_root": folder_of(source.shards) if source.shards else "", "metadata": source.metadata}
         if "encoder_version" in wanted:
-            known |= _naming(*self.encoder)
+            known |= naming(*self.encoder)
         if "without_npz" in wanted and self.config.encoder.published:
             columns = self.config.stages.ingest.columns  # type: ignore[attr-defined]
             known |= {"without_npz": without_npz(self.sources[dataset]), "columns": columns}
@@ -170,49 +170,6 @@ class Project:
                     f"{name}: {r['uri']}: {r['status']}: {r['status_reason'] or ''}" for r in bad.limit(20).collect()
                 ]
         return lines
-
-
-def _naming(record: VectorsRecord, folder: Path) -> dict[str, Any]:
-    """The fields by which a stage's config names an encoder."""
-    return {"encoder": record.name, "encoder_version": record.version, "encoder_folder": folder}
-
-
-def encoder_folder(config: EncoderConfig, say: Say) -> tuple[VectorsRecord, Path]:
-    """The record of the configured encoder and its folder, built once and kept in the cache.
-
-    It holds the weights as well, but for published vectors.
-    """
-    if config.folder:
-        return EncoderRecord.read(config.folder), config.folder
-    if config.published:
-        record = PUBLISHED[config.published].record
-        folder = cache_folder() / "encoders" / f"{record.name}-{record.version}"
-        if not (folder / RECORD).exists():
-            with whole_folder(folder) as new:
-                record.write(new)
-        return record, folder
-    out = (
-        cache_folder()
-        / "encoders"
-        / f"{config.open_clip or config.packages}-{digest(config.model_dump(mode='json', exclude={'published'}))[:12]}"
-    )
-    if not (out / RECORD).exists():
-        say(f"building encoder {config.open_clip or config.packages}")
-        _build(config, out, say)
-    return EncoderRecord.read(out), out
-
-
-def _build(config: EncoderConfig, out: Path, say: Say) -> None:
-    from models import clip  # torch and open_clip: seconds, and only when there is something to build
-
-    if config.open_clip:
-        clip.build_open_clip(
-            config.open_clip, config.checkpoint, out, quick_gelu=config.quick_gelu, batch_size=config.batch_size
-        )
-        return
-    image_weights = corpora.fetch_weights("efficientnet_lite0", say=say)
-    text_folder = corpora.fetch_weights("minilm", say=say)
-    clip.build_lit(image_weights, text_folder, out, batch_size=config.batch_size)
 
 
 def _sentence(run: StageRun) -> str:

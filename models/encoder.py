@@ -18,9 +18,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from models.canary import check_canaries
 from models.clip import load, load_tokenizer
 from models.filters import check_vectors
-from models.canary import check_canaries
 from models.images import MAX_PIXELS
 from models.pixels import Pixels, from_pil, preprocess, resize
 from models.records import EncoderRecord
@@ -77,6 +77,10 @@ class Encoder:
         encoder = cls(model, load_tokenizer(folder, record), record, device, max_pixels, compile=compile)
         check_canaries(folder, encoder)
         return encoder
+
+    @property
+    def device(self) -> str:
+        return str(self._device)
 
     def preprocess(self, image: Image.Image | bytes) -> Pixels:
         """An image, or the bytes of a file, at the tower's size: uint8, shape CSS. Callable from many threads.

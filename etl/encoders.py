@@ -1,0 +1,71 @@
+"""The configured encoder as a folder: fetched, built once, kept in the cache. Touches the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from etl import corpora
+from etl.config import EncoderConfig
+from etl.session import cache_folder
+from etl.stage import digest
+from models.canary import CANARIES
+from models.published import PUBLISHED
+from models.records import RECORD, EncoderRecord, VectorsRecord, whole_folder
+
+FORMAT = 2
+"""Raise it when a folder that was built before lacks something: it is then built anew."""
+
+
+def naming(record: VectorsRecord, folder: Path) -> dict[str, Any]:
+    """The fields by which a stage's config names an encoder."""
+    return {"encoder": record.name, "encoder_version": record.version, "encoder_folder": folder}
+
+
+def encoder_folder(config: EncoderConfig, say: Callable[[str], None]) -> tuple[VectorsRecord, Path]:
+    """The record of the configured encoder and its folder, built once and kept in the cache.
+
+    It holds the weights as well, but for published vectors.
+    """
+    if config.folder:
+        return EncoderRecord.read(config.folder), config.folder
+    cache = cache_folder() / "encoders"
+    if config.published:
+        record = PUBLISHED[config.published].record
+        folder = cache / f"{record.name}-{record.version}"
+        if not (folder / RECORD).exists():
+            with whole_folder(folder) as new:
+                record.write(new)
+        return record, folder
+    name = config.open_clip or config.packages
+    out = cache / f"{name}-{digest(FORMAT, config.model_dump(mode='json', exclude={'published'}))[:12]}"
+    if not (out / CANARIES).exists():
+        say(f"building encoder {name}")
+        _build(config, out, say)
+    return EncoderRecord.read(out), out
+
+
+def _build(config: EncoderConfig, out: Path, say: Callable[[str], None]) -> None:
+    import torch  # seconds, and only when there is something to build
+
+    from models import clip
+    from models.canary import write_canaries
+    from models.encoder import Encoder
+    from models.towers import good_precision
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    precision = good_precision(device) if config.precision == "auto" else config.precision
+    if config.open_clip:
+        clip.build_open_clip(
+            config.open_clip, config.checkpoint, out, quick_gelu=config.quick_gelu, batch_size=config.batch_size,
+            precision=precision,
+        )  # fmt: skip
+    else:
+        image_weights = corpora.fetch_weights("efficientnet_lite0", say=say)
+        text_folder = corpora.fetch_weights("minilm", say=say)
+        clip.build_lit(image_weights, text_folder, out, batch_size=config.batch_size, precision=precision)
+    encoder = Encoder.load(out, device=device)
+    for note in encoder.notes:
+        say(note)
+    write_canaries(out, encoder)
