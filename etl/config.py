@@ -160,6 +160,8 @@ class Config(StageConfig):
     """Whose vectors filters and models are trained on."""
     more_encoders: dict[str, EncoderConfig] = pydantic.Field(default={})
     """Their vectors are stored too; all encoders share one pass over the pixels."""
+    image_model: Literal["open_nsfw"] | None = None
+    """Looks at every picture of a pool in that pass; its scores go to image_signals."""
     stages: StagesConfig = StagesConfig()  # type: ignore[valid-type]
     loop: LoopConfig = LoopConfig()
 

@@ -15,13 +15,13 @@ from typing import Any
 
 from etl import corpora
 from etl.config import Config, DatasetConfig, folder_of
-from etl.encoders import encoder_folder, naming
+from etl.encoders import encoder_folder, image_model, naming
 from etl.job import Progress, StageRun
 from etl.lanes import TIMINGS
 from etl.run import Runner
 from etl.session import session
 from etl.stage import Slice, Stage, StageConfig, Table, UserError
-from etl.stages import STAGES, embed
+from etl.stages import STAGES, embed, image_signals
 from etl.stages.features import without_npz
 from etl.store import Store
 from etl.tables import FEATURE_FILES, INPUTS
@@ -29,8 +29,8 @@ from models.filters import check_encoder, save_heads
 from models.records import RECORD, FilterRecord, VectorsRecord
 
 Say = Callable[[str], None]
-BEFORE_FILTERS = ("ingest", "signals", "dedup", "decontaminate", "embed", "features")
-"""Stages that need no filter: what `dfn run` does when none is named, with that of the last two which fits."""
+BEFORE_FILTERS = ("ingest", "signals", "dedup", "decontaminate", "embed", "image_signals", "features")
+"""Stages that need no filter: what `dfn run` does when none is named, without those that the config has no use for."""
 
 
 @dataclass(frozen=True)
@@ -100,22 +100,24 @@ class Project:
 
         Raises UserError for a stage of another kind of encoder.
         """
-        if stage.name == self._idle_stage:
-            wanted = "no encoder.published" if stage.name == "embed" else "encoder.published, such as datacomp_l14"
-            found = self.config.encoder.published or "none"
-            raise UserError(f"stage {stage.name}: wanted {wanted}; found {found}; fix: configure it, or leave it out")
+        if wanted := self._idle_stages.get(stage.name):
+            raise UserError(f"stage {stage.name}: wanted {wanted}; found other; fix: configure it, or leave it out")
         config = self._resolved(stage, dataset, settings or getattr(self.config.stages, stage.name))
         source = self.sources[dataset] if stage.listing else None
-        configs = [config, *self._for_more_encoders(config)] if stage is embed.STAGE else [config]
-        done = self.runner.run_together([(stage, config) for config in configs], dataset, source=source)
+        parts = [(stage, config), *(self._same_pass(config, dataset) if stage is embed.STAGE else [])]
+        done = self.runner.run_together(parts, dataset, source=source)
         self.runs.extend(done)
         for run in done:
             self.say(_sentence(run))
         return done[0]
 
-    def _for_more_encoders(self, config: StageConfig) -> list[StageConfig]:
+    def _same_pass(self, config: StageConfig, dataset: str) -> list[tuple[Stage, StageConfig]]:
+        """What else looks at the pixels that `embed` decodes."""
         found = [encoder_folder(encoder, self.say) for encoder in self.config.more_encoders.values()]
-        return [config.model_copy(update=naming(record, folder)) for record, folder in found]
+        parts = [(embed.STAGE, config.model_copy(update=naming(*encoder))) for encoder in found]
+        if self.config.image_model and self.config.datasets[dataset].kind in image_signals.STAGE.kinds:
+            parts.append((image_signals.STAGE, self._resolved(image_signals.STAGE, dataset, image_signals.Config())))
+        return parts
 
     def run_all(self, stages: Sequence[str] = (), datasets: Sequence[str] = ()) -> list[StageRun]:
         """Stage by stage, each on all datasets of its kinds: decontamination needs every evaluation set ingested.
@@ -125,15 +127,18 @@ class Project:
         return [
             self.run(stage, name)
             for stage in STAGES
-            if stage.name in (stages or (name for name in BEFORE_FILTERS if name != self._idle_stage))
+            if stage.name in (stages or (name for name in BEFORE_FILTERS if name not in self._idle_stages))
             for name, dataset in self.config.datasets.items()
             if dataset.kind in stage.kinds and (not datasets or name in datasets)
         ]
 
     @property
-    def _idle_stage(self) -> str:
-        """The one of two that the encoder has no use for: vectors are made, or they came with the release."""
-        return "embed" if self.config.encoder.published else "features"
+    def _idle_stages(self) -> dict[str, str]:
+        """Stages that the config has no use for -> what they want: vectors are made or came with the release."""
+        idle = {} if self.config.image_model else {"image_signals": "an image_model"}
+        if self.config.encoder.published:
+            return idle | {"embed": "no encoder.published"}
+        return idle | {"features": "encoder.published, such as datacomp_l14"}
 
     def _resolved(self, stage: Stage, dataset: str, settings: StageConfig) -> StageConfig:
         """`settings` with the fields that only a run can know."""
@@ -142,6 +147,10 @@ class Project:
         if "shards_root" in wanted:
             source = self.sources[dataset]
             known |= {"shards_root": folder_of(source.shards) if source.shards else "", "metadata": source.metadata}
+        if stage is image_signals.STAGE:
+            same = self.config.stages.embed  # type: ignore[attr-defined]
+            known |= {name: getattr(same, name) for name in embed.PassConfig.model_fields if name not in known}
+            known |= image_model(self.say)
         if "encoder_version" in wanted:
             known |= naming(*self.encoder)
         if "without_npz" in wanted and self.config.encoder.published:

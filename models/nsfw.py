@@ -51,8 +51,25 @@ def build(weights: Path, out: Path) -> NsfwRecord:
     return record
 
 
+def prepare(rgb_HWC: Pixels, record: NsfwRecord) -> Pixels:
+    """A decoded picture as the model wants it: uint8, shape (size_px, size_px, 3). Callable from many threads.
+
+    Raises:
+        ValueError: not uint8 of shape HW3.
+    """
+    if rgb_HWC.dtype != np.uint8 or rgb_HWC.ndim != 3 or rgb_HWC.shape[2] != 3:
+        raise ValueError(f"wanted uint8 of shape HW3; found {rgb_HWC.dtype} of {rgb_HWC.shape}")
+    side, margin = record.resize_px, (record.resize_px - record.size_px) // 2
+    squashed = Image.fromarray(rgb_HWC).resize((side, side), Image.Resampling.BILINEAR)
+    centre = squashed.crop((margin, margin, margin + record.size_px, margin + record.size_px))
+    file = io.BytesIO()
+    centre.save(file, "JPEG", quality=record.jpeg_quality)
+    with Image.open(file) as again:
+        return np.asarray(again)
+
+
 class NsfwReader:
-    """`prepare` touches no model and can run in threads; `run` is for one thread."""
+    """The model, on one device; for one thread."""
 
     def __init__(self, session: Any, record: NsfwRecord) -> None:
         self.record = record
@@ -78,22 +95,6 @@ class NsfwReader:
             number = int(device.partition(":")[2] or 0)
             providers.insert(0, ("CUDAExecutionProvider", {"device_id": number}))
         return cls(onnxruntime.InferenceSession(folder / WEIGHTS, options, providers=providers), record)
-
-    def prepare(self, rgb_HWC: Pixels) -> Pixels:
-        """A decoded picture as the model wants it: uint8, shape (size_px, size_px, 3).
-
-        Raises:
-            ValueError: not uint8 of shape HW3.
-        """
-        if rgb_HWC.dtype != np.uint8 or rgb_HWC.ndim != 3 or rgb_HWC.shape[2] != 3:
-            raise ValueError(f"wanted uint8 of shape HW3; found {rgb_HWC.dtype} of {rgb_HWC.shape}")
-        side, margin = self.record.resize_px, (self.record.resize_px - self.record.size_px) // 2
-        squashed = Image.fromarray(rgb_HWC).resize((side, side), Image.Resampling.BILINEAR)
-        centre = squashed.crop((margin, margin, margin + self.record.size_px, margin + self.record.size_px))
-        file = io.BytesIO()
-        centre.save(file, "JPEG", quality=self.record.jpeg_quality)
-        with Image.open(file) as again:
-            return np.asarray(again)
 
     def run(self, prepared: Sequence[Pixels]) -> NDArray[np.float32]:
         """Scores, 0 to 1, higher is less safe: float32, shape N. The batch that a picture is in does not change it.

@@ -4,6 +4,7 @@ import hashlib
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def test_scores_are_those_of_the_package(reader, monkeypatch):
     reference = NSFWClassifier(providers=["CPUExecutionProvider"], intra_op_num_threads=1)
     wanted = [reference.classify(picture).nsfw for picture in pictures()]
     with ThreadPoolExecutor(4) as threads:
-        prepared = list(threads.map(reader.prepare, pictures()))
+        prepared = list(threads.map(partial(nsfw.prepare, record=reader.record), pictures()))
     assert {(p.shape, p.dtype.name) for p in prepared} == {((224, 224, 3), "uint8")}
     scores = reader.run(prepared)
     assert scores.dtype == np.float32
@@ -52,7 +53,7 @@ def test_scores_are_those_of_the_package(reader, monkeypatch):
 
 
 def test_a_score_does_not_depend_on_who_came_with_it(reader):
-    prepared = [reader.prepare(picture) for picture in pictures()]
+    prepared = [nsfw.prepare(picture, reader.record) for picture in pictures()]
     together = reader.run(prepared)
     assert np.array_equal(np.concatenate([reader.run([one]) for one in prepared]), together)
     assert np.array_equal(reader.run(prepared[::-1])[::-1], together)
@@ -77,6 +78,6 @@ def test_cut_weights_are_refused_and_so_is_what_is_no_picture(folder, reader, tm
         NsfwReader.load(tmp_path)
     for wrong in (np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3), np.float32)):
         with pytest.raises(ValueError, match="wanted uint8 of shape HW3; found"):
-            reader.prepare(wrong)
+            nsfw.prepare(wrong, reader.record)
     with pytest.raises(ValueError, match=r"wanted uint8 of \(224, 224, 3\); found uint8 of \(8, 8, 3\)"):
         reader.run([np.zeros((8, 8, 3), np.uint8)])

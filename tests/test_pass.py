@@ -6,17 +6,21 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import pytest
 from helpers import picture, places, rows_of, write_shard
 from pyspark import cloudpickle
 from test_models_encoder import tiny_clip
 
 from etl.config import load
+from etl.encoders import image_model
 from etl.gpu import EncoderSpec, Pass, make_dfn_embed
 from etl.project import Project
-from etl.stages import embed, ingest
-from etl.tables import EMBEDDINGS, RUNS
+from etl.stages import embed, image_signals, ingest
+from etl.tables import EMBEDDINGS, IMAGE_SIGNALS, PAIRS, RUNS
 from models.encoder import Encoder
+from models.images import decode_rgb
+from models.nsfw import NsfwReader, prepare
 
 NUM_SHARDS, PER_SHARD = 3, 12
 
@@ -78,12 +82,38 @@ def vectors(project, record):
     return rows_of(project.store.read("pool", EMBEDDINGS, where=where))
 
 
-def test_two_encoders_share_one_pass_and_each_has_the_table_of_a_run_of_its_own(project, encoders, passes, tmp_path):
-    together = project(0, 1)
+def image_bytes(project, shards) -> dict[str, bytes]:
+    """uid -> file, of every pair whose image is whole."""
+    found = {}
+    for row in project.store.read("pool", PAIRS).where("status = 'ok'").collect():
+        with (shards / row["shard"]).open("rb") as file:
+            file.seek(row["offset_bytes"])
+            found[row["uid"]] = file.read(row["size_bytes"])
+    return found
+
+
+def nsfw_scores(project) -> dict[str, float]:
+    return {row["uid"]: row["nsfw_score"] for row in project.store.read("pool", IMAGE_SIGNALS).collect()}
+
+
+def scores_of_the_model_alone(project, shards) -> dict[str, float]:
+    reader = NsfwReader.load(image_model(print)["model_folder"])
+    wanted = dict.fromkeys(nsfw_scores(project))
+    for uid, data in image_bytes(project, shards).items():
+        (score,) = reader.run([prepare(np.asarray(decode_rgb(data)), reader.record)])
+        wanted[uid] = float(score)
+    return wanted
+
+
+def test_three_models_share_one_pass_and_each_has_the_table_of_a_run_of_its_own(
+    project, encoders, passes, shards, tmp_path
+):
+    together = project(0, 1, image_model="open_nsfw")
     together.run(ingest.STAGE, "pool")
     together.run(embed.STAGE, "pool")
-    assert passes == [2] * NUM_SHARDS
-    assert [run.num_rows_by_status for run in together.runs[-2:]] == [{"ok": 33, "decode_error": 3}] * 2
+    assert passes == [3] * NUM_SHARDS
+    assert [run.num_rows_by_status for run in together.runs[-3:]] == [{"ok": 33, "decode_error": 3}] * 3
+    assert together.run(image_signals.STAGE, "pool").is_up_to_date
     passes.clear()
 
     alone = project(0, **{"output": tmp_path / "alone"})
@@ -92,11 +122,12 @@ def test_two_encoders_share_one_pass_and_each_has_the_table_of_a_run_of_its_own(
     assert passes == [1] * NUM_SHARDS
     assert vectors(together, encoders[0][0]) == vectors(alone, encoders[0][0])
     assert len(vectors(together, encoders[1][0])) == NUM_SHARDS * PER_SHARD
+    assert nsfw_scores(together) == pytest.approx(scores_of_the_model_alone(together, shards), abs=1e-6)
 
     passes.clear()
-    again = project(0, 1)
+    again = project(0, 1, image_model="open_nsfw")
     again.run(embed.STAGE, "pool")
-    assert [run.is_up_to_date for run in again.runs] == [True, True]
+    assert [run.is_up_to_date for run in again.runs] == [True, True, True]
     assert passes == []
     facts = [row["facts_json"] for row in together.store.read("", RUNS).where("name = 'embed'").collect()]
     assert all("decode_seconds" in fact for fact in facts)
@@ -118,16 +149,13 @@ def test_vectors_are_those_of_the_encoder_called_directly(project, encoders, sha
     run.run(ingest.STAGE, "pool")
     run.run(embed.STAGE, "pool")
     encoder = Encoder.load(encoders[1][1])
-    pairs = {row["uid"]: row for row in run.store.read("pool", embed.PAIRS).where("status = 'ok'").collect()}
+    files = image_bytes(run, shards)
+    texts = {row["uid"]: row["text"] for row in run.store.read("pool", PAIRS).collect()}
     stored = run.store.read("pool", EMBEDDINGS).where("status = 'ok'").collect()
-    assert {row["uid"] for row in stored} == set(pairs)
+    assert {row["uid"] for row in stored} == set(files)
     for row in stored:
-        pair = pairs[row["uid"]]
-        with (shards / pair["shard"]).open("rb") as file:
-            file.seek(pair["offset_bytes"])
-            image = file.read(pair["size_bytes"])
-        image_I = encoder.encode_images([encoder.preprocess(image)])[0]
-        text_T = encoder.encode_texts([pair["text"]])[0]
+        image_I = encoder.encode_images([encoder.preprocess(files[row["uid"]])])[0]
+        text_T = encoder.encode_texts([texts[row["uid"]]])[0]
         assert row["image_embedding"] == image_I.astype("<f2").tobytes()
         assert row["text_embedding"] == text_T.astype("<f2").tobytes()
         assert row["cosine"] == pytest.approx(float(image_I @ text_T), abs=1e-6)

@@ -1,7 +1,7 @@
 """The recipe: what happens to a pool, in this order. Stages read tables and add one; nothing rewrites the pairs."""
 
 from etl.stage import Stage
-from etl.stages import decontaminate, dedup, embed, features, ingest, score, selection, signals
+from etl.stages import decontaminate, dedup, embed, features, image_signals, ingest, score, selection, signals
 
 STAGES: tuple[Stage, ...] = (
     ingest.STAGE,
@@ -9,6 +9,7 @@ STAGES: tuple[Stage, ...] = (
     dedup.STAGE,
     decontaminate.STAGE,
     embed.STAGE,
+    image_signals.STAGE,  # in embed's pass over the pixels
     features.STAGE,  # in place of embed, where the release came with vectors
     score.STAGE,
     selection.STAGE,
