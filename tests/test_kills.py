@@ -26,7 +26,7 @@ slow = [pytest.mark.slow, pytest.mark.timeout(3600)]
 CHUNK = 50
 NUM_CALLS = 600
 """Rows that an unbroken run of the tiny recipe puts through the encoder: 400 of the pool, 100 of each other set."""
-OF_TIME = {"ingested_at", "ended_at", "decided_at", "seconds"}
+OF_TIME = {"ingested_at", "ended_at", "decided_at", "seconds", "timings"}
 OF_HISTORY = {"inputs", "output_version", "key", "run_id", "selection_id"}
 """What counts commits, or is named after their number."""
 UNWRITTEN = (FEATURE_FILES, IMAGE_SIGNALS, SHARDS)
@@ -199,6 +199,7 @@ class Command:
         self.calls_file, self.log = output / f"calls-{Command.number}", output / f"log-{Command.number}"
         self.out = self.log.with_suffix(".out")
         settings = {"output": output, "stages.embed.chunk_rows": CHUNK, "stages.embed.calls_file": self.calls_file}
+        settings |= {f"datasets.{name}.corpus.pairs_per_shard": 25 for name in ("pool", "clean", "things")}  # 24 shards
         command = [sys.executable, "-m", "etl", "run", "--conf", "tiny", "--json"]
         command += [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
         with self.log.open("w") as log, self.out.open("w") as out:

@@ -9,8 +9,9 @@ Rows (ours / theirs; rates per CPU second of the whole process tree, unless the 
     text        the text tower: against open_clip's
     pass        shard -> vectors and cosine: against stock open_clip, clip-retrieval, and the limit of matmul
     overlap     decoding ahead of the model: against the slower of the two alone; wall seconds
-    bytes       bytes read by ingest and two encoders: against the size of the shards
+    bytes       bytes read by ingest and by three models: against the size of the shards
     udf         `dfn_score` over bytes: against the embed stage
+    precision   pairs that bf16 moves across the cut of a trained filter
 
 Figures of a CPU are a proxy for a cluster of GPUs. `--device cuda` measures one GPU instead: see `gpu.py`.
 """
@@ -31,7 +32,7 @@ import torch
 import torchvision
 from pyspark.sql import SparkSession
 
-from tests.bench import data, engines, ours, peers
+from tests.bench import data, engines, ours, peers, precision
 from tests.bench.measure import (
     OUT,
     REPETITIONS,
@@ -192,9 +193,9 @@ def overlap(bench: Bench) -> list[Ratio]:
 
 def bytes_read(bench: Bench) -> list[Ratio]:
     small = data.build(100)
-    ours.bytes_read(bench.spark, small, bench.folder, 2)  # workers start, and read what they import
-    found = ours.bytes_read(bench.spark, bench.data, bench.folder, 2)
-    note = "ingest and two encoders; there is no NSFW stage yet. Counted once: it does not vary"
+    ours.bytes_read(bench.spark, small, bench.folder, 3)  # workers start, and read what they import
+    found = ours.bytes_read(bench.spark, bench.data, bench.folder, 3)
+    note = "ingest, then two encoders and a third model in one pass. Counted once: it does not vary"
     return [compare("bytes_read_vs_one_pass", [found / 1e6], [bench.data.size_bytes / 1e6], "MB", "<= 2.05", note)]
 
 
@@ -206,9 +207,13 @@ def udf(bench: Bench) -> list[Ratio]:
     return [against(*measured, "udf", "bulk", ("udf_vs_bulk", PAIRS, "-"), "ours: dfn_score over bytes; theirs: embed")]
 
 
+def bf16(bench: Bench) -> list[Ratio]:
+    return precision.rows(OUT / "data", bench.num_preprocess)
+
+
 PARTS: dict[str, Callable[[Bench], list[Ratio]]] = {
     "feed": feed, "preprocess": preprocess, "overlap": overlap, "bytes": bytes_read, "image": image, "text": text,
-    "pass": whole_pass, "udf": udf,
+    "pass": whole_pass, "udf": udf, "precision": bf16,
 }  # fmt: skip
 
 

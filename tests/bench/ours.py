@@ -30,6 +30,7 @@ from models.encoder import Encoder
 from models.filters import save_heads
 from models.images import MAX_PIXELS
 from models.records import EncoderRecord
+from models.towers import good_precision
 from tests.bench.data import Data
 from tests.bench.measure import Side, tree_bytes_read
 from tests.bench.peers import MODEL
@@ -76,10 +77,11 @@ def spark_session(master: str) -> SparkSession:
 
 
 def encoder_folder(root: Path) -> Path:
-    """ViT-B-32, random weights, always the same: as fast as a trained one. 16 rows a batch stay in a core's cache."""
-    folder = (root / f"{MODEL}-16").absolute()
+    """ViT-B-32, random weights, always the same: as fast as a trained one. In the CPU's better precision."""
+    precision = good_precision("cpu")
+    folder = (root / f"{MODEL}-{precision}").absolute()
     if not folder.is_dir():
-        build_open_clip(MODEL, None, folder, seed=0, batch_size=16, text_batch_size=16)
+        build_open_clip(MODEL, None, folder, seed=0, precision=precision)
     return folder
 
 
@@ -162,9 +164,8 @@ def loaded(folder: Path, device: str = "cpu") -> Encoder:
 def towers(encoder: Encoder, pixels_BCHW: torch.Tensor, tokens_BL: torch.Tensor) -> None:
     """Our forward pass on what lies on the device already: the model alone."""
     with torch.inference_mode():
-        images_BCHW = (pixels_BCHW.float() / 255 - encoder._mean_C11) / encoder._std_C11
-        encoder._model.encode_image(images_BCHW, normalize=True)
-        encoder._model.encode_text(tokens_BL, normalize=True)
+        encoder._towers.encode_image(pixels_BCHW)
+        encoder._towers.encode_text(tokens_BL)
 
 
 def text_tower(folder: Path, texts: Sequence[str]) -> Side:
@@ -217,7 +218,7 @@ def overlapped(folder: Path, batches: Sequence[Sequence[bytes]], model_seconds: 
     return side
 
 
-def bytes_read(spark: SparkSession, data: Data, folder: Path, num_encoders: int) -> float:
+def bytes_read(spark: SparkSession, data: Data, folder: Path, num_models: int) -> float:
     """Bytes that Python processes read while shards are ingested and their pairs embedded under several encoders."""
     files = [(file.uri, file.size_bytes, file.etag) for file in list_shards(f"{data.folder}/*.tar")]
     table = spark.createDataFrame(files, "uri string, size_bytes bigint, etag string")
@@ -225,5 +226,5 @@ def bytes_read(spark: SparkSession, data: Data, folder: Path, num_encoders: int)
     before = tree_bytes_read()
     found, _ = ingest.transform(table, known, config=ingest.Config(shards_root=str(data.folder), **LIMITS))
     run(found)
-    run(passed(pairs_of(spark, data, len(data.pairs)), data, folder, [NullConfig] * num_encoders))
+    run(passed(pairs_of(spark, data, len(data.pairs)), data, folder, [NullConfig] * num_models))
     return tree_bytes_read() - before
