@@ -11,7 +11,7 @@ Rows (ours / theirs; rates per CPU second of the whole process tree, unless the 
     overlap     decoding ahead of the model: against the slower of the two alone; wall seconds
     bytes       bytes read by ingest and by three models: against the size of the shards
     udf         `dfn_score` over bytes: against the embed stage
-    precision   pairs that bf16 moves across the cut of a trained filter
+    precision   our vectors against open_clip's; pairs that bf16 moves across the cut of a trained filter
 
 Figures of a CPU are a proxy for a cluster of GPUs. `--device cuda` measures one GPU instead: see `gpu.py`.
 """
@@ -208,7 +208,7 @@ def udf(bench: Bench) -> list[Ratio]:
 
 
 def bf16(bench: Bench) -> list[Ratio]:
-    return precision.rows(OUT / "data", bench.num_preprocess)
+    return precision.direct(OUT / "data", bench.num_stock) + precision.rows(OUT / "data", bench.num_preprocess)
 
 
 PARTS: dict[str, Callable[[Bench], list[Ratio]]] = {
