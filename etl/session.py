@@ -90,7 +90,10 @@ def _fetch_jars(folder: Path) -> None:
 
 
 def session(name: str = "dfn", *, master: str = "local[2,4]", conf: Mapping[str, str] | None = None) -> SparkSession:
-    """A Spark session that knows Delta. On Databricks and under spark-submit the running one is taken as it is."""
+    """A Spark session that knows Delta. On Databricks the running one is taken as it is.
+
+    Under spark-submit the master and Delta's jars are those of its command line; only `conf` goes over its settings.
+    """
     if active := SparkSession.getActiveSession():
         return active
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
@@ -101,17 +104,21 @@ def session(name: str = "dfn", *, master: str = "local[2,4]", conf: Mapping[str,
         connected = builder.remote(remote).getOrCreate()
         connected.conf.set("spark.sql.session.timeZone", "UTC")
         return connected
+    is_submitted = "PYSPARK_GATEWAY_PORT" in os.environ  # spark-submit has started the JVM that this process talks to
+    is_local = master.startswith("local") and not is_submitted
     settings = {
         "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
         "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
-        "spark.jars": ",".join(str(jar) for jar in delta_jars()),
+        **({} if is_submitted else {"spark.jars": ",".join(str(jar) for jar in delta_jars())}),
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.execution.arrow.pyspark.enabled": "true",
-        **(FAST_LOCAL if master.startswith("local") else {}),
+        **(FAST_LOCAL if is_local else {}),
         **(conf or {}),
     }
     for key, value in settings.items():
         builder = builder.config(key, value)
+    if is_submitted:
+        return builder.getOrCreate()
     return (builder.remote(remote) if remote else builder.master(master)).getOrCreate()
 
 
