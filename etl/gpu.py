@@ -6,29 +6,28 @@ core: `dfn_embed` (pointers in, vectors out) and `dfn_score` (image bytes and te
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from pyspark.sql import Column
+from pyspark.sql import Column, SparkSession
 
 from etl.feed import Feed, Row
-from etl.lanes import TIMINGS, Columns, Lane, Reader, Window, run_pass
+from etl.lanes import TIMINGS, Lane, Window, run_pass
+from etl.readers import EMBEDDED, EncoderSpec, ReaderSpec
 from etl.stage import series_udf
 from models.images import MAX_PIXELS
 from models.records import EncoderRecord
 
-EMBEDDED = {"image_embedding": "binary", "text_embedding": "binary", "cosine": "float"}
 STATUS = {"status": "string", "status_reason": "string"}
 
 
 def task_gpu_address() -> str | None:
-    """The GPU that Spark gave this task; None where it gave none.
+    """The address of the GPU that Spark gave this task; None where tasks are given none.
 
     Spark sets no CUDA_VISIBLE_DEVICES for ordinary UDFs: the address comes from the task's resources.
     """
@@ -36,16 +35,14 @@ def task_gpu_address() -> str | None:
 
     context = TaskContext.get()
     gpu = context.resources().get("gpu") if context else None
-    return gpu.addresses[0] if gpu else None
+    return str(gpu.addresses[0]) if gpu else None
 
 
 def task_device() -> str:
-    """The device of this task: its GPU, else CUDA's first where a GPU is there at all, else the CPU."""
+    """The device of this task: the GPU that Spark gave it, else CUDA's first where there is one, else the CPU."""
     import torch
 
-    if not torch.cuda.is_available():
-        return "cpu"
-    return f"cuda:{task_gpu_address() or 0}"
+    return f"cuda:{task_gpu_address() or 0}" if torch.cuda.is_available() else "cpu"
 
 
 def is_retry() -> bool:
@@ -54,91 +51,6 @@ def is_retry() -> bool:
 
     context = TaskContext.get()
     return bool(context and context.attemptNumber())
-
-
-class ReaderSpec(Protocol):
-    """A reader before it is loaded: what travels to executors."""
-
-    @property
-    def columns(self) -> dict[str, str]:
-        """Name -> Spark type of what it gives, beside STATUS."""
-
-    def prepare(self) -> Callable[[Any], Any]:
-        """A picklable function: a decoded image, uint8 CHW -> what `encode` takes. Called from several threads."""
-
-    def load(self, device: str) -> Reader:
-        """Called once per worker process and device."""
-
-
-@dataclass(frozen=True)
-class EncoderSpec:
-    """An encoder of `models.encoder`, by its folder."""
-
-    folder: str
-
-    @property
-    def columns(self) -> dict[str, str]:
-        return EMBEDDED
-
-    def prepare(self) -> Callable[[Any], Any]:
-        from models.pixels import resize
-
-        return partial(resize, config=EncoderRecord.read(Path(self.folder)).preprocessing)
-
-    def load(self, device: str) -> Reader:
-        return EncoderReader(encoder(self.folder, device))
-
-
-@lru_cache(maxsize=4)
-def encoder(folder: str, device: str) -> Any:
-    """The encoder, loaded once per worker process. Its weights are checked by sha256 before the first row."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from models.encoder import Encoder
-
-    return Encoder.load(Path(folder), device=device)
-
-
-class EncoderReader:
-    """Image and text vectors, float16, and their cosine. A row without a number says so."""
-
-    columns = tuple(EMBEDDED)
-
-    def __init__(self, model: Any) -> None:
-        self._model, self.batch_size = model, model.record.batch_size
-
-    def encode(self, images: list[Any]) -> np.ndarray:
-        vectors_NI: np.ndarray = self._model.encode_images(images)
-        return vectors_NI
-
-    def finish(self, results: list[Any], texts: list[str]) -> Columns:
-        from models.filters import check_vectors
-
-        record = self._model.record
-        image_vectors_NI = np.stack(results) if results else np.empty((0, record.image_dim), np.float32)
-        text_vectors_NT = self._model.encode_texts(texts)
-        is_valid = check_vectors(image_vectors_NI) & check_vectors(text_vectors_NT)
-        cosines = cosine(image_vectors_NI, text_vectors_NT) if record.shares_space else [None] * len(texts)
-        reason = "the model gave NaN, infinity or zeros"
-        return {
-            "image_embedding": _halves(image_vectors_NI, is_valid),
-            "text_embedding": _halves(text_vectors_NT, is_valid),
-            "cosine": [value if ok else None for value, ok in zip(cosines, is_valid, strict=True)],
-            "status": ["ok" if ok else "invalid_output" for ok in is_valid],
-            "status_reason": [None if ok else reason for ok in is_valid],
-        }
-
-
-def _halves(vectors_ND: np.ndarray, is_valid_N: np.ndarray) -> list[bytes | None]:
-    """Little-endian float16, as tables store them."""
-    return [vector.astype("<f2").tobytes() if ok else None for vector, ok in zip(vectors_ND, is_valid_N, strict=True)]
-
-
-def cosine(left_ND: np.ndarray, right_ND: np.ndarray) -> list[float | None]:
-    """Row by row, in float32 after normalising; None where there is no number."""
-    left, right = left_ND.astype(np.float32), right_ND.astype(np.float32)
-    with np.errstate(all="ignore"):
-        found = (left * right).sum(1) / (np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1))
-    return [float(value) if np.isfinite(value) else None for value in found]
 
 
 @dataclass(frozen=True)
@@ -186,21 +98,37 @@ def decode_for(data: bytes, *, prepares: tuple[Callable[[Any], Any], ...], max_p
     return tuple(prepare(image_CHW) for prepare in prepares)
 
 
-def make_dfn_embed(work: Pass, shards_root: str) -> Callable[..., Column]:
-    """The pandas UDF `dfn_embed(shard, offset_bytes, size_bytes, text)` -> a struct of all readers' columns.
+def make_pass(work: Pass, shards_root: str) -> Callable[..., Column]:
+    """The pandas UDF of a pass: (shard, offset_bytes, size_bytes, text) -> a struct of all readers' columns.
 
     Reader number n's are called `r{n}_NAME`; TIMINGS are among them. Pixels never enter the JVM: workers read the
     shards themselves, decode ahead of the models and hand back vectors. A NULL shard comes back as `no_vectors`.
     """
     types = {f"r{n}_{name}": kind for n, s in enumerate(work.readers) for name, kind in (s.columns | STATUS).items()}
-    returns = ", ".join(f"{name} {kind}" for name, kind in (types | dict.fromkeys(TIMINGS, "double")).items())
 
-    def dfn_embed(batches: Iterator[tuple[pd.Series, pd.Series, pd.Series, pd.Series]]) -> Iterator[pd.DataFrame]:
+    def dfn_pass(batches: Iterator[tuple[pd.Series, pd.Series, pd.Series, pd.Series]]) -> Iterator[pd.DataFrame]:
         for frames, timings in work.run(_pointers(batches, shards_root)):
             parts = [frame.add_prefix(f"r{n}_") for n, frame in enumerate(frames)]
             yield pd.concat([*parts, timings], axis=1)
 
-    return series_udf(dfn_embed, returns)  # Python: the models are PyTorch's
+    return series_udf(dfn_pass, _ddl(types | dict.fromkeys(TIMINGS, "double")))  # Python: the models are PyTorch's
+
+
+def make_dfn_embed(
+    encoder_folder: Path, shards_root: str = "", *, max_pixels: int = MAX_PIXELS
+) -> Callable[..., Column]:
+    """The pandas UDF `dfn_embed(shard, offset_bytes, size_bytes, text)` -> EMBEDDED and STATUS: a pass for SQL."""
+    work = Pass((EncoderSpec(str(encoder_folder)),), max_pixels=max_pixels)
+
+    def dfn_embed(batches: Iterator[tuple[pd.Series, pd.Series, pd.Series, pd.Series]]) -> Iterator[pd.DataFrame]:
+        for (frame,), _ in work.run(_pointers(batches, shards_root)):
+            yield frame
+
+    return series_udf(dfn_embed, _ddl(EMBEDDED | STATUS))  # Python: the model is PyTorch's
+
+
+def _ddl(types: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {kind}" for name, kind in types.items())
 
 
 def _pointers(batches: Iterator[Sequence[pd.Series]], root: str) -> Iterator[Row]:
@@ -240,3 +168,16 @@ def make_dfn_score(encoder_folder: Path, filter_folder: Path, *, max_pixels: int
             yield scores
 
     return series_udf(dfn_score, "float")  # Python: the model is PyTorch's
+
+
+def register(spark: SparkSession, encoder_folder: Path, filter_folder: Path, *, shards_root: str = "") -> None:
+    """Both UDFs for SQL of this session: dfn_score(image, text), dfn_embed(shard, offset_bytes, size_bytes, text).
+
+    Raises WeightsError for a filter of other towers.
+    """
+    functions: dict[str, Any] = {
+        "dfn_score": make_dfn_score(encoder_folder, filter_folder),
+        "dfn_embed": make_dfn_embed(encoder_folder, shards_root),
+    }
+    for name, function in functions.items():
+        spark.udf.register(name, function)

@@ -9,8 +9,9 @@ import pydantic
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from etl.gpu import EncoderSpec, Pass, ReaderSpec, make_dfn_embed
+from etl.gpu import Pass, make_pass
 from etl.lanes import TIMINGS
+from etl.readers import EncoderSpec, ReaderSpec
 from etl.stage import Read, Shared, Stage, StageConfig, tasks
 from etl.tables import EMBEDDINGS, PAIRS
 
@@ -63,7 +64,7 @@ def read_pixels(pairs: DataFrame, configs: Sequence[PassConfig]) -> DataFrame:
         first.max_invalid_fraction,
         first.calls_file,
     )
-    dfn_embed = make_dfn_embed(work, first.shards_root)
+    dfn_pass = make_pass(work, first.shards_root)
     by_place = [F.col("shard"), F.col("offset_bytes")]
     has_pixels = F.col("status") == "ok"
     pointers = pairs.select(
@@ -72,7 +73,7 @@ def read_pixels(pairs: DataFrame, configs: Sequence[PassConfig]) -> DataFrame:
     )  # fmt: skip
     # Only pointers are shuffled; in order of place, so that each task reads its shards sequentially.
     placed = pointers.repartitionByRange(tasks(first.num_tasks, pointers), *by_place).sortWithinPartitions(*by_place)
-    found = placed.withColumn("found", dfn_embed("shard", "offset_bytes", "size_bytes", "text"))
+    found = placed.withColumn("found", dfn_pass("shard", "offset_bytes", "size_bytes", "text"))
     return found.select("uid", "pair_status", "pair_reason", "found", *[F.col(f"found.{name}") for name in TIMINGS])
 
 
