@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help set-up demo test slow check format bench zip wheel corpora clean
+.PHONY: help set-up demo test slow cluster check format bench zip wheel corpora clean
 
 UV_VERSION := 0.13.9
 VENV := .venv
@@ -82,6 +82,9 @@ test: set-up ## run the fast tests (ARGS="-k word" goes to pytest)
 slow: set-up ## run the slow tests: kills, Spark Connect
 	@$(VENV)/bin/python -m pytest -m slow $(ARGS)
 
+cluster: set-up ## run the tests on a standalone cluster whose GPUs are addresses only
+	@$(VENV)/bin/python -m pytest -m cluster $(ARGS)
+
 check: set-up ## ruff, format, mypy, and that uv.lock fits pyproject.toml
 	@status=0
 	run() { echo "check: $$*"; "$$@" || status=1; }
@@ -109,9 +112,9 @@ bench: set-up ## measure all parts, or one: make bench PART=encode (DEVICE=cuda 
 	done
 
 define ZIP
-import pathlib, zipfile
-out = pathlib.Path("dist/dfn_etl.zip")
-out.parent.mkdir(exist_ok=True)
+import pathlib, sys, zipfile
+out = pathlib.Path(sys.argv[1])
+out.parent.mkdir(parents=True, exist_ok=True)
 files = sorted(p for d in ("etl", "models") for p in pathlib.Path(d).rglob("*") if p.is_file() and p.suffix != ".pyc")
 with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:  # stored, in order, one date: same code, same bytes
     for path in files:
@@ -121,7 +124,7 @@ endef
 export ZIP
 
 zip: ## dist/dfn_etl.zip for spark-submit --py-files (executors cannot import from a wheel)
-	@$(or $(PYTHON),python3) -c "$$ZIP"
+	@$(or $(PYTHON),python3) -c "$$ZIP" dist/dfn_etl.zip
 
 wheel: set-up ## the wheel, in dist/
 	@.uv/bin/uv build --quiet --wheel --out-dir dist --python $(VENV)/bin/python

@@ -58,3 +58,17 @@ def places(path: Path) -> dict[str, tuple[int, int]]:
     """Member -> (offset, size) of its payload, by the standard library."""
     with tarfile.open(path) as tar:
         return {member.name: (member.offset_data, member.size) for member in tar}
+
+
+def running_in(session: int) -> dict[int, str]:
+    """Process -> name, of those in a session (`start_new_session`) that still run, whoever their parent is."""
+    found = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, _, rest = stat.read_text().partition("(")[2].rpartition(")")
+        except OSError:
+            continue
+        state, _, _, its_session = rest.split()[:4]
+        if int(its_session) == session and state not in "ZX":
+            found[int(stat.parent.name)] = name
+    return found

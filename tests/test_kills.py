@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import picture, write_shard
+from helpers import picture, running_in, write_shard
 
 from etl.config import DatasetConfig, load
 from etl.project import Project
@@ -227,16 +227,7 @@ class Command:
 
     def running(self) -> dict[int, str]:
         """Processes of the command's session that still run: JVM and Python workers too, whoever their parent is."""
-        found = {}
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                name, _, rest = stat.read_text().partition("(")[2].rpartition(")")
-            except OSError:
-                continue
-            state, _, _, session = rest.split()[:4]
-            if int(session) == self.process.pid and state not in "ZX":
-                found[int(stat.parent.name)] = name
-        return found
+        return running_in(self.process.pid)
 
     @cached_property
     def ended(self) -> dict:

@@ -30,9 +30,9 @@ TINY = {
 }
 
 
-def tiny_clip(out: Path, checkpoint: Path | None = None, **options) -> EncoderRecord:
+def tiny_clip(out: Path, checkpoint: Path | None = None, vision=TINY["vision_cfg"], **options) -> EncoderRecord:
     config = out.parent / "tiny-clip.json"
-    config.write_text(json.dumps(TINY))
+    config.write_text(json.dumps(TINY | {"vision_cfg": vision}))
     open_clip.add_model_config(config)
     options = {"seed": 0, "batch_size": 8, "text_batch_size": 8} | options
     return clip.build_open_clip("tiny-clip", checkpoint, out, **options)

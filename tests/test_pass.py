@@ -14,8 +14,9 @@ from test_models_encoder import tiny_clip
 
 from etl.config import load
 from etl.encoders import image_model
-from etl.gpu import EncoderSpec, Pass, make_dfn_embed
+from etl.gpu import Pass
 from etl.project import Project
+from etl.readers import EncoderSpec
 from etl.stages import embed, image_signals, ingest
 from etl.tables import EMBEDDINGS, IMAGE_SIGNALS, PAIRS, RUNS
 from models.encoder import Encoder
@@ -70,10 +71,13 @@ def project(spark, shards, encoders, tmp_path):
 def passes(monkeypatch):
     """The number of readers of every pass over a chunk."""
     made = []
-    original = embed.make_dfn_embed
-    monkeypatch.setattr(
-        embed, "make_dfn_embed", lambda work, root: made.append(len(work.readers)) or original(work, root)
-    )
+    original = embed.make_pass
+
+    def counted(work, root):
+        made.append(len(work.readers))
+        return original(work, root)
+
+    monkeypatch.setattr(embed, "make_pass", counted)
     return made
 
 
