@@ -191,10 +191,8 @@ def test_an_image_that_always_kills_the_decoder_costs_its_own_row(spark, shards,
     victim = (3, 31, 46)  # 06.png
     found = {}
     for shape in ((), victim):
-        work = Pass((CrashingSpec(str(encoders[0][1]), shape),))
-        rows = (
-            pointers.coalesce(1).select("t", make_dfn_embed(work, str(shards))("s", "o", "n", "t").alias("v")).collect()
-        )
+        dfn_pass = make_pass(Pass((CrashingSpec(str(encoders[0][1]), shape),)), str(shards))
+        rows = pointers.coalesce(1).select("t", dfn_pass("s", "o", "n", "t").alias("v")).collect()
         found[shape] = {row["t"]: (row["v"]["r0_status"], row["v"]["r0_image_embedding"]) for row in rows}
     assert [status for status, _ in found[()].values()] == ["ok"] * len(files)
     assert found[victim] == found[()] | {"06.png": ("decoder_crash", None)}
