@@ -14,7 +14,7 @@ from test_models_encoder import tiny_clip
 
 from etl.config import load
 from etl.encoders import image_model
-from etl.gpu import Pass
+from etl.gpu import Pass, make_pass
 from etl.project import Project
 from etl.readers import EncoderSpec
 from etl.stages import embed, image_signals, ingest
