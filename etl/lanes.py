@@ -79,8 +79,8 @@ class Lane:
         if not self._waiting:
             return
         started = time.perf_counter()
-        self._results.extend(self._reader.encode([image for _, image in self._waiting]))
         self._on_batch(len(self._waiting))
+        self._results.extend(self._reader.encode([image for _, image in self._waiting]))
         self._waiting = []
         self.seconds += time.perf_counter() - started
 
