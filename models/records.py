@@ -56,8 +56,9 @@ class Record(BaseModel):
         try:
             return cls.model_validate_json(path.read_bytes())
         except ValidationError as error:
-            found = f"{path}, which has {error.error_count()} other fields"
-            raise WeightsError(wanted=f"an {cls.__name__}", found=found, fix="name another folder") from None
+            fields = sorted({str(e["loc"][0]) for e in error.errors() if e["loc"]})
+            found = f"{path}, which does not fit in {', '.join(fields) or 'anything'}"
+            raise WeightsError(wanted=f"the fields of {cls.__name__}", found=found, fix="name another folder") from None
 
     def write(self, folder: Path) -> None:
         (folder / RECORD).write_text(self.model_dump_json(indent=2) + "\n")

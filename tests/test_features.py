@@ -396,7 +396,7 @@ def test_what_needs_weights_says_that_published_vectors_have_none(monkeypatch, t
     project = project_of()
     record, folder = project.encoder
     assert record == PUBLISHED["datacomp_l14"].record == type(record).read(folder)
-    with pytest.raises(WeightsError, match=r"wanted an EncoderRecord; found .*record\.json"):
+    with pytest.raises(WeightsError, match=r"wanted the fields of EncoderRecord; found .*record\.json"):
         EncoderRecord.read(folder)
     for stage, other, says in (("embed", project, "no encoder.published"), ("features", None, "encoder.published, ")):
         other = other or Project(load(["tiny"]))

@@ -145,7 +145,9 @@ def test_altered_missing_and_foreign_weights_are_refused(filter, tmp_path):
 def test_an_unknown_field_in_a_record_is_refused(filter, tmp_path):
     path = tmp_path / "f" / "record.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"formular": "x"}))
-    with pytest.raises(ValueError, match="formular"):
+    with pytest.raises(
+        WeightsError, match=r"wanted the fields of FilterRecord; found .* does not fit in formular; fix"
+    ):
         Filter.load(tmp_path / "f")
 
 
