@@ -114,7 +114,7 @@ class LoopConfig(StageConfig):
     """Of filter, selection and induced model alike; pairs the arms in the gate's test."""
     filter: TrainingConfig = TrainingConfig(steps=400, dropout=0.5)
     induced: TrainingConfig = TrainingConfig(steps=200, dropout=0.1)
-    arms: dict[str, ArmConfig] = pydantic.Field(default={})
+    arms: dict[str, ArmConfig] = pydantic.Field(default={}, validate_default=True)
     """Name -> arm; see ARMS for those that are always there."""
     headline: str = "avg"
     """The metric that the gate looks at: the mean of `headline_parts`."""

@@ -116,6 +116,10 @@ def test_a_mistake_in_the_arguments_is_one_line_and_exit_code_2(dfn, arguments, 
     assert [part for part in says if part not in err] == []
 
 
+def test_the_usual_arms_are_there_where_none_is_configured():
+    assert set(load(["tiny"]).loop.arms) == {"whole_pool", "random", "dfn"}
+
+
 def test_one_field_of_a_usual_arm_can_be_set_and_an_arm_left_out():
     loop = load(["tiny"], ["loop.arms.dfn.fraction=0.3", "loop.arms.random=null"]).loop
     assert {name: (arm.keep, arm.fraction) for name, arm in loop.arms.items()} == {
