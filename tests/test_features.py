@@ -315,6 +315,7 @@ def dfn(spark, monkeypatch, capsys):
     return call
 
 
+@pytest.mark.slow
 def test_the_clip_score_baseline_from_metadata_and_npz_alone(dfn, store, tmp_path):
     """Top 30 % by L/14 of three files of 40 rows; B/32 would have chosen others."""
     rng = np.random.default_rng(7)
@@ -349,6 +350,7 @@ def test_the_clip_score_baseline_from_metadata_and_npz_alone(dfn, store, tmp_pat
     assert verify(f"{tmp_path}/exported") == []
 
 
+@pytest.mark.slow
 def test_a_bad_npz_is_a_partial_run_and_pairs_without_pixels_are_chosen_only_where_the_rule_says_so(dfn, tmp_path):
     write(tmp_path, "0", [uid(n) for n in range(4)], arrays_of([0.1, 0.4, 0.2, 0.3]))
     write(tmp_path, "1", [uid(n) for n in range(4, 8)], None)

@@ -101,6 +101,7 @@ class Killer:
         raise AssertionError("killed 100 times, and still not done")
 
 
+@pytest.mark.slow
 def test_a_kill_between_pairs_and_inputs_doubles_nothing(spark, tmp_path, monkeypatch):
     shards = tmp_path / "shards"
     shards.mkdir()

@@ -43,7 +43,7 @@ def kept_uids(project, receipt):
 def test_rows_in_are_rows_by_terminal_status_for_every_stage(tiny):
     project = tiny[0]
     runs = project.store.read("", RUNS).where("dataset IS NOT NULL").collect()
-    assert {run["name"] for run in runs} == {stage.name for stage in STAGES} - {"features"}
+    assert {run["name"] for run in runs} == {stage.name for stage in STAGES} - {"features", "image_signals"}
     assert [run["name"] for run in runs if sum(run["num_rows_by_status"].values()) != run["num_rows_in"]] == []
     rows = {
         name: project.store.read("pool", table).count() for name, table in (("pairs", PAIRS), ("vectors", EMBEDDINGS))
@@ -223,4 +223,6 @@ def test_stored_scores_are_those_of_the_full_model_on_pixels(tiny):
                 model.encode_image(pixels[None], normalize=True),
                 model.encode_text(tokenizer([row["text"]]), normalize=True),
             )
-        assert float((vectors[0] * vectors[1]).sum()) == pytest.approx(row["score"], abs=1e-3)
+        # The stored vectors are float16, and bfloat16 went through the towers where this CPU multiplies that.
+        tolerance = 1e-3 if project.encoder[0].precision == "fp32" else 0.04
+        assert float((vectors[0] * vectors[1]).sum()) == pytest.approx(row["score"], abs=tolerance)
