@@ -22,7 +22,7 @@ from models.images import MAX_PIXELS, MAX_SIDE_PX, UPRIGHT, ImageError, decode_r
 from models.records import Preprocessing
 
 Pixels = NDArray[np.uint8]
-"""A preprocessed image: shape CSS, channels last in memory."""
+"""A preprocessed image: shape CSS, contiguous."""
 
 LONGEST_WHOLE = 4
 """A side up to this many times the shorter one is resized whole and then cut, as open_clip does; of longer ones only
@@ -107,7 +107,7 @@ def _turned(image_CHW: Tensor, turn: Image.Transpose) -> Tensor:
 
 
 def resize(image_CHW: Tensor, config: Preprocessing) -> Pixels:
-    """An image at the tower's size: uint8, shape CSS, channels last in memory.
+    """An image at the tower's size: uint8, shape CSS, contiguous.
 
     shortest has open_clip's geometry: the shorter side to S, the longer one to int(S x long / short), then the centre.
     """
@@ -136,7 +136,7 @@ def _resampled(image_CHW: Tensor, config: Preprocessing, scaled: tuple[int, int]
         part_1CHW = image_CHW[None, :, : needed[0], : needed[1]]
         image_CHW = _RESAMPLE[config.interpolation](part_1CHW, ends, False, *scales)[0]
     cut_CHW = image_CHW[:, corner[0] : ends[0], corner[1] : ends[1]]
-    return np.ascontiguousarray(cut_CHW.permute(1, 2, 0).numpy()).transpose(2, 0, 1)
+    return np.ascontiguousarray(cut_CHW.numpy())  # torch resizes into planes: this copies rows, and transposes nothing
 
 
 def _resize_box(image_CHW: Tensor, config: Preprocessing) -> Pixels:
@@ -148,7 +148,7 @@ def _resize_box(image_CHW: Tensor, config: Preprocessing) -> Pixels:
     box = (corner[1] * x, corner[0] * y, (corner[1] + size) * x, (corner[0] + size) * y)
     image = Image.fromarray(image_CHW.permute(1, 2, 0).numpy())
     resized = image.resize((size, size), Image.Resampling[config.interpolation.upper()], box=box)
-    return np.array(resized).transpose(2, 0, 1)
+    return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
 
 
 __all__ = ["ImageError", "JpegHeader", "Pixels", "decode", "from_pil", "preprocess", "read_jpeg_header", "resize"]
