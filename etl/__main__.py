@@ -92,7 +92,7 @@ def run(
                 f"--dataset: wanted some of {', '.join(project.config.datasets)}; found {', '.join(unknown)}"
             )
         runs = project.run_all(stage, dataset)
-        emit({f"{r.stage}.{r.dataset}": dict(r.num_rows_by_status) or "up to date" for r in runs}, as_json=json)
+        emit({f"{r.stage}.{r.dataset}": _outcome(r) for r in runs}, as_json=json)
         _exit_if_partial(project)
 
 
@@ -201,6 +201,12 @@ def _dataset(project: Any, name: str) -> str:
         wanted = f"one of {', '.join(project.config.datasets)}" if name else "one pool"
         raise UserError(f"--dataset: wanted {wanted}; found {name or ', '.join(pools) or 'none'}; fix: name one")
     return pools[0]
+
+
+def _outcome(run: Any) -> Any:
+    if run.num_files == 0:
+        return "no file"
+    return dict(run.num_rows_by_status) or "up to date"
 
 
 def _exit_if_partial(project: Any) -> None:

@@ -45,6 +45,8 @@ class StageRun:
     is_up_to_date: bool
     inputs: Mapping[str, int]
     """table -> Delta version read"""
+    num_files: int | None = None
+    """Listed, by a stage that lists files."""
     facts: Facts = field(default_factory=dict)
     num_rows_in: int = 0
     num_rows_written: int = 0

@@ -183,6 +183,8 @@ class Project:
 
 def _sentence(run: StageRun) -> str:
     place = f"{run.stage:<14} {run.dataset:<14}"
+    if run.num_files == 0:
+        return f"{place} no file: nothing matches what the dataset's config names"
     if run.is_up_to_date:
         return f"{place} up to date"
     counts = ", ".join(

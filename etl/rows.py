@@ -45,6 +45,8 @@ class Rows:
     begun_in: int
     """Part of each commit's id: rows begun anew must not be taken for the same rows of an earlier beginning."""
     facts: Facts = field(default_factory=dict)
+    num_committed: int = 0
+    """Chunks of `todo`."""
     num_written: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -82,7 +84,8 @@ class Rows:
     def commit(self, chunk: Chunk, frames: Sequence[DataFrame]) -> None:
         """One commit per table. Replaces the slice first when what stands there was written by other code or config."""
         job, (content, num_rows) = self.job, self.missing[chunk.id]
-        note = job.note(chunk=chunk.id, code=job.code, is_last=chunk.id == next(reversed(self.todo)))
+        # Counted, not looked up: beside a run that lacks other chunks, these need not come in their own order.
+        note = job.note(chunk=chunk.id, code=job.code, is_last=self.num_committed + 1 == len(self.todo))
         for table, frame in zip(job.stage.writes, frames, strict=True):
             if self.must_replace:
                 job.store.replace(frame, job.dataset, table, where=job.where, note={**note, "is_first": True})
@@ -92,6 +95,7 @@ class Rows:
         if self.must_replace:
             self.begun_in = job.store.history(job.dataset, job.stage.writes[-1])[0].version
             self.must_replace = False
+        self.num_committed += 1
         self.num_written += num_rows
 
     def progress(self, seconds: float) -> Progress:
@@ -126,8 +130,8 @@ def _sharing(states: Sequence[Rows], id_: str) -> list[list[Rows]]:
     groups: dict[str, list[Rows]] = {}
     for number, rows in enumerate(states):
         shared = rows.job.stage.shared
-        alone = digest(number)
-        key = digest(shared.settings(rows.job.config), rows.missing[id_][0]) if shared else alone
+        same = (id(shared.compute), shared.settings(rows.job.config), rows.missing[id_][0]) if shared else number
+        key = digest(same)
         groups.setdefault(key, []).append(rows)
     return list(groups.values())
 

@@ -113,7 +113,7 @@ class Runner:
         for table in stage.writes:
             self._create(dataset, table)
         is_complete = self._is_complete(stage, dataset, where, key)
-        base = StageRun(stage.name, dataset, key, where, True, inputs)
+        base = StageRun(stage.name, dataset, key, where, True, inputs, None if listed is None else len(listed))
         is_idle = is_complete and (stage.name, key) in self._recorded
         return _Plan(stage, config, pins, listed, base, is_complete, is_idle)
 

@@ -75,14 +75,25 @@ def list_shards(pattern: str) -> list[ShardFile]:
     """The files that match a glob, by uri; local ones as absolute paths. Empty where nothing matches."""
     files, _ = url_to_fs(pattern)
     found = files.glob(pattern, detail=True).values()
-    shards = [_shard_file(files, info) for info in found if info["type"] == "file"]
+    shards = [_shard_file(files, info) for info in found if info["type"] == "file" or _links_to_file(info)]
     return sorted(shards, key=lambda shard: shard.uri)
+
+
+def _links_to_file(info: Mapping[str, Any]) -> bool:
+    """Whether it is a symbolic link to a file, or to nothing: that one is listed too, so that its ledger line says so.
+
+    Not to a folder, nor to a pipe, on which a reader would wait for ever.
+    """
+    path = Path(info["name"])
+    return bool(info.get("islink")) and (path.is_file() or not path.exists())
 
 
 def _shard_file(files: Any, info: Mapping[str, Any]) -> ShardFile:
     name, size_bytes = str(info["name"]), int(info["size"])
     if isinstance(files, LocalFileSystem):
-        return ShardFile(name, size_bytes, f"{Path(name).stat().st_mtime_ns}-{size_bytes}")
+        path = Path(name)
+        modified = path.stat() if path.exists() else path.lstat()
+        return ShardFile(name, size_bytes, f"{modified.st_mtime_ns}-{size_bytes}")
     tags = (info.get(key) for key in ("ETag", "etag", "mtime", "LastModified", "last_modified", "created"))
     tag = next((tag for tag in tags if tag), "")
     return ShardFile(str(files.unstrip_protocol(name)), size_bytes, f"{tag}-{size_bytes}")

@@ -1,8 +1,9 @@
 """Bytes of an image -> what a tower takes: decoded, resized, uint8. The hot path of the encode pass; touches no file.
 
 JPEGs of the usual kind are decoded by torchvision, straight into a tensor; what it refuses, and every other format, by
-Pillow through `models.images`, whose caps and conversions hold for both. Resizing is torch's antialiased one, which has
-Pillow's bytes but for rounding (99.4-99.6 % equal on photos, the rest off by one or two) at a third of its cost.
+Pillow through `models.images`, whose caps and conversions hold for both. Resizing is torch's antialiased one, at a
+third of the cost of Pillow's. On photos 99.4-99.6 % of its bytes are Pillow's and the rest off by one or two; where an
+image shrinks much in height alone, 83 %, and up to 8 off.
 
 Dimensions: C channels (R, G, B), H height, W width, S side of the tower's input.
 """

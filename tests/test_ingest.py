@@ -275,7 +275,7 @@ def test_a_kill_between_the_two_tables_of_a_chunk_costs_nothing(store, tmp_path,
 
 def test_an_empty_glob_makes_empty_tables(store, tmp_path):
     run = ingested(store, tmp_path)
-    assert (run.num_rows_in, run.num_rows_written) == (0, 0)
+    assert (run.num_rows_in, run.num_rows_written, run.num_files) == (0, 0, 0)
     assert store.schema("pool", PAIRS).names == ingest.COLUMNS
     assert store.schema("pool", INPUTS).names[0] == "uri"
 

@@ -67,14 +67,21 @@ def project(spark, shards, encoders, tmp_path):
     return make
 
 
+class Passes(list):
+    """The number of readers of every pass over a chunk; the pass that is number `stop_at` is not made."""
+
+    stop_at: int | None = None
+
+
 @pytest.fixture
 def passes(monkeypatch):
-    """The number of readers of every pass over a chunk."""
-    made = []
+    made = Passes()
     original = embed.make_pass
 
     def counted(work, root):
         made.append(len(work.readers))
+        if len(made) == made.stop_at:
+            raise RuntimeError(f"killed at pass {made.stop_at}")
         return original(work, root)
 
     monkeypatch.setattr(embed, "make_pass", counted)
@@ -148,6 +155,34 @@ def test_an_encoder_that_comes_later_is_encoded_alone(project, encoders, passes)
     later.run(embed.STAGE, "pool")
     assert [run.is_up_to_date for run in later.runs] == [True, False]
     assert passes == [1] * NUM_SHARDS
+
+
+def test_a_kill_while_two_runs_lack_other_chunks_loses_nothing(project, encoders, shards, passes, tmp_path):
+    """The first encoder has shard 0 already, the second nothing: their chunks meet out of the second's order."""
+    one = tmp_path / "shards"
+    one.mkdir()
+    (one / "0.tar").symlink_to(shards / "0.tar")
+    both = {"datasets.pool.shards": f"{one}/*.tar", "stages.ingest.chunk_rows": 1}
+    first = project(0, **both)
+    first.run(ingest.STAGE, "pool")
+    first.run(embed.STAGE, "pool")
+    for name in ("1.tar", "2.tar"):
+        (one / name).symlink_to(shards / name)
+    project(0, **both).run(ingest.STAGE, "pool")
+
+    passes.clear()
+    passes.stop_at = 3
+    with pytest.raises(RuntimeError, match="killed at pass 3"):
+        project(0, 1, **both).run(embed.STAGE, "pool")
+    passes.stop_at = None
+    again = project(0, 1, **both)
+    again.run(embed.STAGE, "pool")
+    assert again.runs[1].num_rows_by_status == {"ok": 33, "decode_error": 3}
+    for encoder in encoders:
+        assert_vectors_are_those_of_the_encoder_alone(again, *encoder, shards)
+    last = project(0, 1, **both)
+    last.run(embed.STAGE, "pool")
+    assert [run.is_up_to_date for run in last.runs] == [True, True]
 
 
 def crash_at(image_CHW, *, shape, prepare):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from helpers import write_shard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -395,6 +396,22 @@ def test_a_bad_file_is_a_summary(tmp_path):
         ([], ShardSummary(folder, None, "unreadable", "IsADirectoryError: Is a directory", 0)),
         ([], ShardSummary("nosuch://x/y.tar", None, "unreadable", "ValueError", 0)),
     ]
+
+
+def test_links_to_files_are_listed_and_dead_ones_too_but_no_folders_or_pipes(tmp_path):
+    """A pool of links gave no pairs and no word of it: fsspec calls a link neither file nor folder."""
+    write_shard(tmp_path / "real", {"a": {"txt": b"a"}})
+    (tmp_path / "link.tar").symlink_to(tmp_path / "real")
+    (tmp_path / "dead.tar").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "folder.tar").symlink_to(tmp_path)
+    os.mkfifo(tmp_path / "pipe.tar")
+    (tmp_path / "to_pipe.tar").symlink_to(tmp_path / "pipe.tar")
+    dead, link = list_shards(f"{tmp_path}/*.tar")
+    assert (link.uri, link.size_bytes) == (f"{tmp_path}/link.tar", (tmp_path / "real").stat().st_size)
+    assert dead.uri == f"{tmp_path}/dead.tar"
+    assert [row.status for row in scan(dead.uri)] == ["unreadable"]
+    (_, summary) = scan(link.uri)
+    assert (summary.status, summary.num_members) == ("ok", 1)
 
 
 def test_list_shards_sorts_and_tells_changes(tmp_path):
