@@ -9,7 +9,7 @@ SHELL := /bin/bash
 UV_VERSION := 0.13.9
 VENV := .venv
 STAMP := $(VENV)/.set-up
-BENCH_PARTS := encode
+BENCH_PARTS := encode select
 # PYTHON=/path/to/python3.11 overrides the search; PART, DEVICE, NAMES and ARGS are for bench, corpora and the rest.
 PYTHON ?=
 PART ?=
@@ -76,8 +76,8 @@ set-up: ## install uv, the environment and Delta's jars; does nothing when they 
 demo: set-up ## run the whole loop on public corpora, results in build/demo (ARGS="..." goes to dfn loop)
 	@$(VENV)/bin/dfn loop --conf demo $(ARGS)
 
-test: set-up ## run the fast tests (ARGS="-k word" goes to pytest)
-	@$(VENV)/bin/python -m pytest $(ARGS)
+test: set-up ## run the fast tests, in two processes (ARGS="-k word" goes to pytest)
+	@$(VENV)/bin/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 slow: set-up ## run the slow tests: kills, Spark Connect
 	@$(VENV)/bin/python -m pytest -m slow $(ARGS)

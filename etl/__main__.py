@@ -7,56 +7,20 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import asdict
+from json import loads as load_json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from etl.console import INTERRUPTED, Reporter, emit, stop_at_signals
+from etl import ask as ask  # its commands join the app when it is imported
+from etl.cli import PARTIAL, Conf, Dataset, Json, Quiet, Set, State, app, configured, dataset_of
+from etl.console import INTERRUPTED, Reporter, emit
 from etl.corpora import SOURCES, CorpusError, CorpusSpec, build
 from etl.stage import UserError
 from models.records import RegistryError, WeightsError
-
-app = typer.Typer(
-    help="Data Filtering Networks on Spark: score and select image-text pairs, and judge the filter by the model that "
-    "its dataset induces.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-Conf = Annotated[list[str], typer.Option("--conf", "-c", help="Config: a path or a name in conf/. Later ones win.")]
-Set = Annotated[list[str], typer.Option("--set", "-s", help="One value over the config: a.b=value.")]
-Json = Annotated[bool, typer.Option("--json", help="One machine-readable last line on standard output.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
-Dataset = Annotated[str, typer.Option(help="The dataset; empty: the pool.")]
-
-PARTIAL = 3
-
-
-class _State:
-    is_debug = False
-
-
-@app.callback()
-def options(debug: Annotated[bool, typer.Option(help="Show the whole trace of an error.")] = False) -> None:
-    _State.is_debug = debug
-
-
-@contextmanager
-def _project(conf: Sequence[str], overrides: Sequence[str], quiet: bool):  # type: ignore[no-untyped-def]  # noqa: ANN202
-    """The configured project, with a console to report to. The config is checked before Spark is even imported."""
-    from etl.config import load
-
-    config = load(conf, overrides)
-    from etl.project import Project
-
-    reporter = Reporter(is_quiet=quiet)
-    try:
-        yield Project(config, reporter.say, reporter.progress, on_session=stop_at_signals)
-    finally:
-        reporter.close()
 
 
 @app.command()
@@ -86,7 +50,7 @@ def run(
 
     if unknown := set(stage) - set(BEFORE_FILTERS):
         raise UserError(f"--stage: wanted some of {', '.join(BEFORE_FILTERS)}; found {', '.join(sorted(unknown))}")
-    with _project(conf, override, quiet) as project:
+    with configured(conf, override, quiet) as project:
         if unknown := set(dataset) - set(project.config.datasets):
             raise UserError(
                 f"--dataset: wanted some of {', '.join(project.config.datasets)}; found {', '.join(unknown)}"
@@ -100,7 +64,7 @@ def run(
 def loop(conf: Conf = ["local"], override: Set = [], json: Json = False, quiet: Quiet = False) -> None:  # noqa: B006
     """One round: train filters, score, select, train induced models, evaluate, gate, promote; summary and report."""
     started = time.monotonic()
-    with _project(conf, override, quiet) as project:
+    with configured(conf, override, quiet) as project:
         from etl.loop import Loop
         from etl.outcome import table, write_outcome
 
@@ -118,29 +82,96 @@ def loop(conf: Conf = ["local"], override: Set = [], json: Json = False, quiet: 
 def select(
     conf: Conf = ["local"],  # noqa: B006
     override: Set = [],  # noqa: B006
-    filter: Annotated[str, typer.Option(help="Folder of a filter, models:/NAME@ALIAS, or cosine.")] = "",
+    filter: Annotated[str, typer.Option(help="What the rule calls dfn: a folder, models:/NAME@ALIAS, or cosine.")] = "",
+    receipt: Annotated[str, typer.Option(help="Replay and prove this one instead: a selection, or a JSON file.")] = "",
+    samples_seen: Annotated[str, typer.Option(help="Of a training run, such as 128M: shows repeats per pair.")] = "",
     dataset: Dataset = "",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Apply the rule in stages.selection, scoring first where the filter has not. Prints the receipt.
+    """Apply the rule in stages.selection, scoring first where its filters have not. Prints the receipt.
 
-    The filter `cosine` is the CLIP score: the cosine of the encoder's own vectors.
+    The filter `cosine` is the CLIP score: the cosine of the encoder's own vectors. A receipt is replayed on the tables
+    as they were, and its hash must come again; past retention the stored rows are hashed.
     """
-    from etl.stages import score, selection
+    from etl.stages import selection
 
-    with _project(conf, override, quiet) as project:
-        from etl.export import receipt_of
-        from etl.loop import filter_folder
+    budget = _samples(samples_seen)
+    with configured(conf, override, quiet) as project:
+        from etl.compare import repeats_by_fraction
+        from etl.filters import Filters
+        from etl.receipts import prove, receipt_of
 
-        pool = _dataset(project, dataset)
-        settings = project.config.stages.selection
-        if settings.keep.top_fraction is not None:
-            folder = project.cosine_filter() if filter == "cosine" else filter_folder(project, filter)
-            project.run(score.STAGE, pool, project.with_filter(score.STAGE, folder))
-            settings = project.with_filter(selection.STAGE, folder, settings)
+        pool = dataset_of(project, dataset)
+        if receipt:
+            proof = prove(project.store, pool, _receipt(receipt) or receipt_of(project.store, pool, receipt))
+            emit(asdict(proof), as_json=json)
+            if not proof.is_proved:
+                raise typer.Exit(PARTIAL)
+            return
+        settings = Filters(project, pool, _given(project, filter)).scoring(project.config.stages.selection)  # type: ignore[attr-defined]
         done = project.run(selection.STAGE, pool, settings)
-        emit(receipt_of(project.store, pool, done.slice["selection_id"]), as_json=json)
+        found = receipt_of(project.store, pool, str(done.slice["selection_id"]))
+        emit({**found, **({"samples_seen": repeats_by_fraction(found, budget)} if budget else {})}, as_json=json)
+
+
+def _given(project: Any, filter: str) -> dict[str, Path]:
+    """What --filter names, by the name that a rule has for it."""
+    from etl.filters import filter_folder
+    from etl.stages.selection import DFN
+
+    if not filter:
+        return {}
+    return {DFN: project.cosine_filter() if filter == "cosine" else filter_folder(project, filter)}
+
+
+def _samples(text: str) -> int:
+    """128M, 1.28B or a plain number; 0 for none."""
+    factor = {"K": 1e3, "M": 1e6, "B": 1e9}.get(text[-1:].upper(), 0)
+    try:
+        number = float(text[:-1] if factor else text or 0) * (factor or 1)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise UserError(f"--samples-seen: wanted a number such as 12800000, 128M or 1.28B; found {text!r}")
+    return round(number)
+
+
+def _receipt(name: str) -> dict[str, Any] | None:
+    """A receipt from a file, such as an export's manifest.json or what `dfn select --json` printed."""
+    if not name.endswith(".json"):
+        return None
+    try:
+        found = load_json(Path(name).read_text())
+        found = found.get("receipt", found)
+        lacking = {"selection_id", "inputs", "rule", "facts", "hash", "num_rows"} - found.keys()
+    except (OSError, ValueError, AttributeError):
+        lacking = {"JSON"}
+    if lacking:
+        raise UserError(f"--receipt: wanted a JSON file with a receipt; found {name}; fix: dfn select --json")
+    return dict(found)
+
+
+@app.command()
+def filters(
+    fraction: Annotated[float, typer.Option(min=0.0001, max=1, help="The share that each keeps.")] = 0.15,
+    conf: Conf = ["local"],  # noqa: B006
+    override: Set = [],  # noqa: B006
+    filter: Annotated[str, typer.Option(help="One more, called dfn: a folder, models:/NAME@ALIAS, or cosine.")] = "",
+    dataset: Dataset = "",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Every configured filter side by side: pairs kept, overlap with the first, and precision where noise was planted.
+
+    Precision and overlap do not say how good a filter is: `dfn loop` with an arm for each does.
+    """
+    with configured(conf, override, quiet) as project:
+        from etl.filter_table import filter_table
+
+        if not filter and not project.config.filters:
+            raise UserError("filters: wanted some in the config, or --filter; found none; fix: see README, Filters")
+        emit(filter_table(project, dataset_of(project, dataset), fraction, _given(project, filter)), as_json=json)
 
 
 @app.command()
@@ -155,11 +186,11 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Write a selection as tar shards, uids.npy (DataComp's u8,u8) and, last, manifest.json."""
-    with _project(conf, override, quiet) as project:
+    with configured(conf, override, quiet) as project:
         from etl.config import folder_of
         from etl.export import export_selection
 
-        pool = _dataset(project, dataset)
+        pool = dataset_of(project, dataset)
         shards = project.sources[pool].shards
         entries = export_selection(
             project.store, pool, selection_id, folder.absolute(), shards_root=folder_of(shards) if shards else "",
@@ -168,39 +199,6 @@ def export(
         emit(
             {"folder": folder, "shards": len(entries), "samples": sum(e["num_samples"] for e in entries)}, as_json=json
         )
-
-
-@app.command()
-def verify(folder: Path, json: Json = False) -> None:
-    """Check exported shards, or a corpus, against the manifest: every byte is read."""
-    from etl.shards import verify as check
-
-    if not folder.is_dir():
-        raise UserError(f"wanted a folder of shards; found none at {folder}; fix: name the one with manifest.json")
-    problems = check(str(folder))
-    emit({"folder": folder, "problems": problems or "none"}, as_json=json)
-    if problems:
-        raise typer.Exit(PARTIAL)
-
-
-@app.command()
-def status(conf: Conf = ["local"], override: Set = [], json: Json = False, quiet: Quiet = False) -> None:  # noqa: B006
-    """Tables with their rows by status and version, and the selections with their receipts."""
-    with _project(conf, override, quiet) as project:
-        from etl.outcome import rows_by_status
-
-        emit(rows_by_status(project), as_json=json)
-
-
-def _dataset(project: Any, name: str) -> str:
-    """The dataset that was named, else the only pool."""
-    if name in project.config.datasets:
-        return name
-    pools: list[str] = project.config.of_kind("pool")
-    if name or len(pools) != 1:
-        wanted = f"one of {', '.join(project.config.datasets)}" if name else "one pool"
-        raise UserError(f"--dataset: wanted {wanted}; found {name or ', '.join(pools) or 'none'}; fix: name one")
-    return pools[0]
 
 
 def _outcome(run: Any) -> Any:
@@ -237,7 +235,7 @@ def _run(command: Callable[..., Any]) -> int:
             if message := error.format_message():  # none where there is no command: then the help was printed
                 sys.stderr.write(f"error: {message}\n")
             return 2
-        if _State.is_debug:
+        if State.is_debug:
             raise
         first = str(error).strip().splitlines()[:1]
         sys.stderr.write(

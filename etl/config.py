@@ -17,9 +17,12 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from etl.corpora import CorpusSpec
+from etl.filter_specs import FilterSpec, problem
 from etl.layers import layered, merge
+from etl.rule import COLUMNS
 from etl.stage import StageConfig, UserError
 from etl.stages import STAGES
+from etl.stages.selection import DFN
 
 Kind = Literal["pool", "filter", "dev", "eval"]
 Fraction = Annotated[float, pydantic.Field(gt=0, le=1)]
@@ -96,6 +99,8 @@ class ArmConfig(StageConfig):
     """A way to choose from the pool; each arm's induced models see the same number of samples."""
 
     keep: Literal["whole_pool", "random", "filter"]
+    of: str = DFN
+    """Of keep: filter. The one that each seed of the round trains, or a name in `filters`."""
     fraction: Fraction = 0.15
 
 
@@ -162,6 +167,8 @@ class Config(StageConfig):
     """Their vectors are stored too; all encoders share one pass over the pixels."""
     image_model: Literal["open_nsfw"] | None = None
     """Looks at every picture of a pool in that pass; its scores go to image_signals."""
+    filters: dict[Annotated[str, pydantic.Field(pattern=r"^[a-zA-Z]\w*$")], FilterSpec] = pydantic.Field(default={})
+    """Name -> how it is made. A rule ranks and tests by these names."""
     stages: StagesConfig = StagesConfig()  # type: ignore[valid-type]
     loop: LoopConfig = LoopConfig()
 
@@ -200,6 +207,25 @@ class Config(StageConfig):
             raise ValueError(
                 f"loop.headline_parts: wanted DATASET.METRIC, of {', '.join(sets) or 'evaluation sets'}; "
                 f"found {', '.join(unknown)}"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def rules_name_what_there_is(self) -> Config:
+        if found := problem(self.filters, self.datasets):
+            raise ValueError(found)
+        if taken := sorted(self.filters.keys() & COLUMNS.keys()):
+            raise ValueError(f"filters: wanted names that no column has; found {', '.join(taken)}")
+        lacking = [name for name in self.of_kind("pool") if not self.datasets[name].metadata]
+        if lacking and any(spec.column for spec in self.filters.values()):
+            raise ValueError(f"filters: wanted pools with metadata, for a published column; found {lacking[0]}")
+        known = {*self.filters, DFN}
+        arms = [arm.of for arm in self.loop.arms.values()]
+        if unknown := sorted({*self.stages.selection.filters(), *arms} - known):  # type: ignore[attr-defined]
+            near = difflib.get_close_matches(unknown[0], [*known, *COLUMNS], n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]}?" if near else f"columns: {', '.join(COLUMNS)}"
+            raise ValueError(
+                f"rule: wanted a filter ({', '.join(sorted(known))}) or a column; found {unknown[0]}; {hint}"
             )
         return self
 

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -84,7 +84,23 @@ def emit(result: Mapping[str, Any], *, as_json: bool) -> None:
     """The result: one JSON line for programs, aligned lines for people."""
     if as_json:
         sys.stdout.write(json.dumps(result, default=str, sort_keys=True) + "\n")
-        return
+    else:
+        sys.stdout.writelines(f"{line}\n" for line in _lines(result, ""))
+
+
+def _lines(result: Mapping[str, Any], indent: str) -> Iterator[str]:
+    """A line for each plain value and flat mapping; what holds more is indented below its name."""
     width = max((len(key) for key in result), default=0)
     for key, value in result.items():
-        sys.stdout.write(f"{key:<{width}}  {value}\n")
+        rows = value if isinstance(value, list) and value and all(isinstance(row, Mapping) for row in value) else []
+        if isinstance(value, Mapping) and any(isinstance(inner, Mapping) for inner in value.values()):
+            yield f"{indent}{key}"
+            yield from _lines(value, indent + "  ")
+        elif rows:
+            yield from (f"{indent}{key:<{width}}  {_flat(row)}" for row in rows)
+        else:
+            yield f"{indent}{key:<{width}}  {_flat(value) if isinstance(value, Mapping) else value}"
+
+
+def _flat(row: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}: {value}" for key, value in row.items()) or "-"

@@ -15,13 +15,14 @@ import numpy as np
 import pandas as pd
 from pyspark.sql import functions as F
 
+from etl.receipts import receipt_of
 from etl.shard_writer import ShardWriter, publish, temporary_name, write_manifest
 from etl.shards import RangeReader
 from etl.stage import Slice, UserError, digest
 from etl.stages.score import float16
 from etl.store import Store, data_version
 from etl.strip import strip_metadata
-from etl.tables import CONTAMINATED, EMBEDDINGS, PAIRS, RECEIPTS, SELECTIONS, SHARDS
+from etl.tables import CONTAMINATED, EMBEDDINGS, PAIRS, SELECTIONS, SHARDS
 from models.data import UID_DTYPE, uid_to_u8, write_part
 from models.images import sha256_hex
 
@@ -123,22 +124,6 @@ def export_selection(store: Store, dataset: str, selection_id: str, folder: Path
     files = [{"file": "uids.npy", "size_bytes": len(file), "sha256": sha256_hex(file)}]
     write_manifest(str(folder), entries, {"receipt": receipt, "files": files})
     return entries
-
-
-def receipts(store: Store, dataset: str) -> dict[str, dict[str, Any]]:
-    """selection_id -> receipt, as plain values."""
-    rows = store.read(dataset, RECEIPTS).collect() if store.exists(dataset, RECEIPTS) else []
-    parsed = [{k: (json.loads(v) if k in ("rule", "facts") else v) for k, v in row.asDict().items()} for row in rows]
-    return {receipt["selection_id"]: receipt for receipt in parsed}
-
-
-def receipt_of(store: Store, dataset: str, selection_id: str) -> dict[str, Any]:
-    """One of them. Raises UserError where there is none."""
-    known = receipts(store, dataset)
-    if selection_id not in known:
-        there = ", ".join(known) or "none yet"
-        raise UserError(f"wanted a selection of {dataset}; found no {selection_id!r}; fix: one of {there}")
-    return known[selection_id]
 
 
 def _write_shards(

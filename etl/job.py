@@ -85,7 +85,7 @@ class Job:
 
     def ledger(self, base: StageRun, facts: Facts) -> StageRun:
         """What stands written: rows in by terminal status."""
-        if self.stage.resume == "rows":
+        if "status" in self.written().columns:
             by_status = {r["status"]: int(r["count"]) for r in self.written().groupBy("status").count().collect()}
         else:
             by_status = facts.get("num_rows_by_status") or self._flagged()
@@ -136,4 +136,4 @@ class Job:
 
 def own(stage: Stage, read: Read) -> bool:
     """Whether a stage reads what it writes: then each chunk sees what the earlier ones wrote."""
-    return not read.kinds and read.table in stage.writes
+    return not read.kinds and read.slice_of is None and read.table in stage.writes

@@ -19,15 +19,17 @@ import numpy as np
 import pandas as pd
 
 from etl.config import ArmConfig
-from etl.export import receipt_of, uid_list, vectors_folder
+from etl.export import uid_list, vectors_folder
+from etl.filters import Filters
 from etl.job import StageRun
 from etl.project import Project
+from etl.receipts import receipt_of
 from etl.stage import UserError, digest
 from etl.stages import score, selection
 from etl.store import data_version
 from etl.tables import EMBEDDINGS, PROMOTIONS
 from etl.training import EvalSet, Trained, Trainer, labels_of
-from models.records import FilterRecord, RegistryError
+from models.records import FilterRecord
 
 MODEL = "dfn_filter"
 """Name of the registered filter."""
@@ -145,14 +147,13 @@ class Loop:
         keep = {
             "whole_pool": lambda: selection.Keep(all=True),
             "random": lambda: selection.Keep(random_fraction=arm.fraction),
-            "filter": lambda: selection.Keep(top_fraction=arm.fraction),
+            "filter": lambda: selection.Keep(top_fraction=arm.fraction, of=arm.of),
         }[arm.keep]()
         base: selection.Config = self.project.config.stages.selection  # type: ignore[attr-defined]
         seeded = seed if arm.keep == "random" else 0
         settings = base.model_copy(update={"name": name, "keep": keep, "seed": seeded})
-        if arm.keep == "filter":
-            settings = self.project.with_filter(selection.STAGE, filter_folder, settings)  # type: ignore[assignment]
-        return self.project.run(selection.STAGE, self.pool, settings)
+        filters = Filters(self.project, self.pool, {selection.DFN: filter_folder})
+        return self.project.run(selection.STAGE, self.pool, filters.scoring(settings))
 
     def _uids(self, selection_id: str) -> Path:
         path = self.project.config.output_folder / "selections" / f"{selection_id}.npy"
@@ -181,9 +182,9 @@ class Loop:
         from models import registry
 
         loop = self.project.config.loop
-        challengers = [name for name, arm in loop.arms.items() if arm.keep == "filter"]
+        challengers = [name for name, arm in loop.arms.items() if arm.keep == "filter" and arm.of == selection.DFN]
         if not challengers:
-            return "no arm uses a filter: nothing to promote", False
+            return "no arm uses the trained filter: nothing to promote", False
         values = arms[challengers[0]].metrics[loop.headline]
         registry.connect(self.project.tracking_uri)
         first = filters[loop.seeds[0]]
@@ -234,18 +235,3 @@ class Loop:
         id_ = digest(MODEL, challenger, compared, reason)[:16]
         row = (id_, MODEL, challenger, compared, verdict, reason, None, datetime.now(UTC))
         store.append_once(store.rows("", PROMOTIONS, [row]), "", PROMOTIONS, content=id_, note={"slice": {}})
-
-
-def filter_folder(project: Project, name: str) -> Path:
-    """A filter by folder, or by registry URI such as models:/dfn_filter@champion, fetched into OUTPUT/filters."""
-    if not name:
-        raise UserError("--filter: wanted a folder or models:/NAME@ALIAS, since the rule ranks by score; found none")
-    if not name.startswith("models:/"):
-        return Path(name)
-    from models import registry
-
-    registry.connect(project.tracking_uri)
-    try:
-        return registry.resolve(name, project.config.output_folder / "filters" / digest(name)[:12])
-    except RegistryError as error:
-        raise UserError(f"--filter: {error}") from None

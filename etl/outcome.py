@@ -15,6 +15,7 @@ from etl.project import Project
 from etl.report import Arm, PairShown, Report, thumbnail, write
 from etl.shard_writer import publish_json
 from etl.shards import RangeReader
+from etl.stages.selection import ranked_by
 from etl.tables import DATASET_TABLES, PAIRS, RUNS, SCORES, SELECTIONS
 
 BINS = 60
@@ -132,8 +133,8 @@ def _funnel(receipt: Mapping[str, Any]) -> list[tuple[str, int, str]]:
 
 def _scored(project: Project, pool: str, receipt: Mapping[str, Any]) -> DataFrame:
     """(uid, score, is_kept) of the pool under the selection's filter."""
-    rule = receipt["rule"]
-    where = {"filter": rule["filter"], "filter_version": rule["filter_version"]}
+    filter_, version = ranked_by(receipt["rule"]) or ("", "")
+    where = {"filter": filter_, "filter_version": version}
     kept = project.store.read(pool, SELECTIONS, where={"selection_id": receipt["selection_id"]})
     marked = kept.select("uid", F.lit(True).alias("is_kept"))
     scores = project.store.read(pool, SCORES, where=where).where("score IS NOT NULL").select("uid", "score")

@@ -25,7 +25,7 @@ from etl.stages import STAGES, embed, image_signals
 from etl.stages.features import without_npz
 from etl.store import Store
 from etl.tables import FEATURE_FILES, INPUTS
-from models.filters import check_encoder, save_heads
+from models.filters import check_encoder, save_filter
 from models.records import RECORD, FilterRecord, VectorsRecord
 
 Say = Callable[[str], None]
@@ -68,7 +68,7 @@ class Project:
         if not record.shares_space:
             raise UserError(f"--filter cosine: wanted towers that share a space; found {record.name}; fix: train one")
         if not (folder / RECORD).exists():
-            save_heads(folder, None, encoder_record=record, name=f"cosine_{record.name}")
+            save_filter(folder, None, encoder_record=record, name=f"cosine_{record.name}")
         return folder
 
     @property
@@ -153,16 +153,17 @@ class Project:
             known |= image_model(self.say)
         if "encoder_version" in wanted:
             known |= naming(*self.encoder)
+        if "columns" in wanted:
+            known["columns"] = self.config.stages.ingest.columns  # type: ignore[attr-defined]
         if "without_npz" in wanted and self.config.encoder.published:
-            columns = self.config.stages.ingest.columns  # type: ignore[attr-defined]
-            known |= {"without_npz": without_npz(self.sources[dataset]), "columns": columns}
+            known["without_npz"] = without_npz(self.sources[dataset])
         return settings.model_copy(update={key: value for key, value in known.items() if key in wanted})
 
     def with_filter(self, stage: Stage, folder: Path, settings: StageConfig | None = None) -> StageConfig:
-        """The settings of a stage that ranks by the filter in `folder`, which must be one of the project's encoder."""
+        """The settings of the stage that scores by the filter in `folder`: one of the project's encoder."""
         record = FilterRecord.read(folder)
         check_encoder(record, self.encoder[0])
-        update = {"filter": record.name, "filter_version": record.version, "filter_folder": folder}
+        update: dict[str, Any] = {"filter": record.name, "filter_version": record.version, "filter_folder": folder}
         base = settings or getattr(self.config.stages, stage.name)
         return base.model_copy(update={k: v for k, v in update.items() if k in type(base).model_fields})
 

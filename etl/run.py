@@ -103,7 +103,8 @@ class Runner:
 
     def _plan(self, stage: Stage, config: StageConfig, dataset: str, source: Any) -> _Plan:
         """Pins every input, names the run by what makes it up to date, and looks whether it is."""
-        pins = {name: self._pin(read, dataset, config) for name, read in stage.reads.items() if not own(stage, read)}
+        wanted = {name: read for name, read in stage.reads.items() if not own(stage, read) and read.is_read(config)}
+        pins = {name: self._pin(read, dataset, config) for name, read in wanted.items()}
         listed = stage.listing(source) if stage.listing else None
         files = [] if listed is None else listed.to_dict("records")
         versions = {name: [(p.label, p.data_version) for p in some] for name, some in pins.items()}
@@ -132,7 +133,7 @@ class Runner:
             self.store.create(dataset, table)
 
     def _pin(self, read: Read, dataset: str, config: StageConfig) -> list[Pin]:
-        where = slice_from(read.table, config)
+        where = read.slice_of(config) if read.slice_of else slice_from(read.table, config)
         pinned = []
         for name in [n for n, kind in self.kinds.items() if kind in read.kinds] if read.kinds else [dataset]:
             self._create(name, read.table)

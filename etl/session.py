@@ -29,7 +29,8 @@ SPARK_HAS = (
 )  # fmt: skip
 """What Delta names and Spark ships: leaving it out makes 13 MB of 87, and keeps one version on the class path."""
 LOG_CONFIG = Path(__file__).with_name("log4j2.properties").absolute().as_uri()
-JIT = "-XX:TieredStopAtLevel=1"
+JIT = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=256m"
+"""Quick to compile. Its code fills the 48 MB that this JIT reserves within a minute, and then nothing is compiled."""
 FAST_LOCAL = {
     # Small tables on one machine: one task for the Delta log, two for a shuffle, no UI, cheap JIT.
     "spark.databricks.delta.snapshotPartitions": "1",

@@ -53,6 +53,10 @@ class Read:
 
     table: Table
     kinds: tuple[str, ...] = ()
+    is_read: Callable[[Any], bool] = lambda config: True
+    """Whether a run with this config reads it. If not, a change of it makes nothing stale, and no frame is given."""
+    slice_of: Callable[[Any], Slice] | None = None
+    """Which slice is read, from the config. Default: config fields named like the partition columns."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Filters: two stored vectors of a pair -> its score. numpy only, so that any CPU executor scores without torch.
 
-Data Filtering Networks (Fang et al. 2023, arXiv 2309.17425, section 3): a pair's score is the cosine of its embeddings
-under a small CLIP. With frozen towers that CLIP is stored vectors and a linear head on each side.
+A filter is heads, where it has any, and a formula (`models.formulas`) over the unit vectors that come out of them. The
+DFN: with frozen towers its small CLIP is stored vectors, a linear head on each side, and the cosine.
 
 Dimensions: N pairs, B rows of a block, I image vector, T text vector, E embedding.
 """
@@ -15,9 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from models.formulas import DfnCosine, Formula, SClipLoss, made, pair_keys, parts_of
 from models.records import FilterRecord, VectorsRecord, WeightsError, check_files, sha256_file, whole_folder
 
 HEADS = "heads.safetensors"
+TENSORS = "tensors.safetensors"
+"""Those of the formula."""
 BLOCK_ROWS = 256
 """Rows a product, the last block padded: BLAS picks its kernel by shape, and other kernels give other last bits."""
 
@@ -80,21 +83,26 @@ def by_block(project: Callable[[Float32], Float32], vectors_ND: Vectors16) -> Fl
     is_good_N = check_vectors(vectors_ND)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         for start in range(0, max(len(vectors_ND), 1), BLOCK_ROWS):
-            rows = vectors_ND[start : start + BLOCK_ROWS]
-            block_BD = np.zeros((BLOCK_ROWS, vectors_ND.shape[1]), np.float32)
-            block_BD[: len(rows)] = np.asarray(rows).astype(np.float16)
-            block_BE = project(block_BD)
+            rows = np.asarray(vectors_ND[start : start + BLOCK_ROWS]).astype(np.float16)
+            block_BE = project(_padded(rows.astype(np.float32)))
             blocks.append((block_BE / np.linalg.norm(block_BE, axis=1, keepdims=True))[: len(rows)])
     units_NE = np.concatenate(blocks)
     units_NE[~is_good_N] = np.nan
     return units_NE
 
 
+def _padded(rows: NDArray[Any]) -> NDArray[Any]:
+    """`rows` with zeros after them up to BLOCK_ROWS."""
+    block = np.zeros((BLOCK_ROWS, *rows.shape[1:]), rows.dtype)
+    block[: len(rows)] = rows
+    return block
+
+
 class Filter:
     """A scorer of stored vectors. `record` says whose vectors: scores of another encoder's mean nothing."""
 
-    def __init__(self, record: FilterRecord, heads: Heads | None) -> None:
-        self.record, self.heads = record, heads
+    def __init__(self, record: FilterRecord, heads: Heads | None, formula: Formula | None = None) -> None:
+        self.record, self.heads, self.formula = record, heads, formula or DfnCosine()
 
     @property
     def version(self) -> str:
@@ -102,16 +110,17 @@ class Filter:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Reads a folder of `save_heads`.
+        """Reads a folder of `save_filter`.
 
         Raises:
-            WeightsError: the heads are missing, cut or altered.
+            WeightsError: heads or tensors are missing, cut or altered.
         """
         record = FilterRecord.read(folder)
-        if record.weights_sha256 is None:
-            return cls(record, None)
-        check_files(folder, {HEADS: record.weights_sha256})
-        return cls(record, Heads.load(folder / HEADS))
+        wanted = {HEADS: record.weights_sha256, TENSORS: record.tensors_sha256}
+        check_files(folder, {name: sha256 for name, sha256 in wanted.items() if sha256})
+        heads = Heads.load(folder / HEADS) if record.weights_sha256 else None
+        tensors = load_file(folder / TENSORS) if record.tensors_sha256 else {}
+        return cls(record, heads, made(record.formula, tensors, record.parameters))
 
     def project_images(self, image_vectors_NI: Vectors16) -> Float32:
         """Unit vectors in the filter's space: float32, shape NE (NI without heads); NaN rows for unusable vectors.
@@ -134,7 +143,7 @@ class Filter:
         return by_block(lambda block_BT: block_BT @ heads.text_weight.T, text_vectors_NT)
 
     def score(self, image_vectors_NI: Vectors16, text_vectors_NT: Vectors16) -> Float32:
-        """DFN cosine (arXiv 2309.17425, section 3): float32 in [-1, 1], shape N. NaN where a vector is unusable.
+        """The formula's score of each pair: float32, shape N. NaN where a vector is unusable.
 
         Raises:
             ValueError: other widths than the record's, or another number of images than of texts.
@@ -142,7 +151,14 @@ class Filter:
         if len(image_vectors_NI) != len(text_vectors_NT):
             raise ValueError(f"wanted a text for every image; found {len(image_vectors_NI)} and {len(text_vectors_NT)}")
         images_NE, texts_NE = self.project_images(image_vectors_NI), self.project_texts(text_vectors_NT)
-        scores_N: Float32 = np.clip((images_NE * texts_NE).sum(axis=1), -1, 1)
+        with np.errstate(over="ignore"):
+            keys_N = pair_keys(np.asarray(image_vectors_NI, np.float16), np.asarray(text_vectors_NT, np.float16))
+        scores_N = np.empty(len(images_NE), np.float32)
+        for start in range(0, len(scores_N), BLOCK_ROWS):
+            rows = slice(start, start + BLOCK_ROWS)
+            block = (_padded(side_N[rows]) for side_N in (images_NE, texts_NE, keys_N))
+            with np.errstate(invalid="ignore", over="ignore"):
+                scores_N[rows] = self.formula(*block)[: len(scores_N[rows])]
         return scores_N
 
     def _check_width(self, side: str, vectors_ND: Vectors16, wanted: int) -> None:
@@ -153,29 +169,49 @@ class Filter:
             )
 
 
-def save_heads(out: Path, heads: Heads | None, *, encoder_record: VectorsRecord, name: str = "dfn") -> FilterRecord:
-    """Writes a filter's folder: `record.json`, and `heads.safetensors` unless the filter has no heads.
+def save_filter(
+    out: Path,
+    heads: Heads | None,
+    *,
+    encoder_record: VectorsRecord,
+    name: str = "dfn",
+    formula: Formula | None = None,
+    provenance: dict[str, str] | None = None,
+) -> FilterRecord:
+    """Writes a filter's folder: `record.json`, `heads.safetensors` unless it has no heads, and the formula's tensors.
+
+    Args:
+        formula: default the DFN cosine.
 
     Raises:
-        ValueError: no heads over towers that share no space, heads of other dimensions than the encoder's, or weights
-            that are not finite.
+        ValueError: a cosine without heads over towers that share no space, heads of other dimensions than the
+            encoder's, or weights that are not finite.
     """
-    if heads is None:
-        if not encoder_record.shares_space:
-            raise ValueError(f"wanted heads: the towers of {encoder_record.name} share no space; fix: train a filter")
-    else:
+    formula = formula or DfnCosine()
+    if heads is not None:
         _check_heads(heads, encoder_record)
+    elif isinstance(formula, DfnCosine | SClipLoss) and not encoder_record.shares_space:
+        raise ValueError(f"wanted heads: the towers of {encoder_record.name} share no space; fix: train a filter")
+    tensors, parameters = parts_of(formula)
+    if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
+        raise ValueError(f"wanted finite tensors for {formula.name}; found NaN or infinity")
     with whole_folder(out) as folder:
         if heads is not None:
             save_file({key: np.array(value, order="C") for key, value in heads.tensors().items()}, folder / HEADS)
+        if tensors:
+            save_file(tensors, folder / TENSORS)
         record = FilterRecord(
             name=name,
+            formula=formula.name,
+            parameters=parameters,
+            provenance=provenance or {},
             encoder_name=encoder_record.name,
             encoder_version=encoder_record.version,
             image_dim=encoder_record.image_dim,
             text_dim=encoder_record.text_dim,
             embed_dim=None if heads is None else len(heads.visual_bias),
             weights_sha256=None if heads is None else sha256_file(folder / HEADS),
+            tensors_sha256=sha256_file(folder / TENSORS) if tensors else None,
         )
         record.write(folder)
     return record

@@ -148,7 +148,12 @@ class FilterRecord(Record):
     """All that decides a filter's score of two stored vectors."""
 
     name: str
-    formula: Literal["dfn_cosine"] = "dfn_cosine"
+    formula: str = "dfn_cosine"
+    """A name in `models.formulas.FORMULAS`."""
+    parameters: dict[str, float | str] = {}
+    """Its numbers and words, such as a temperature."""
+    provenance: dict[str, str] = {}
+    """What its tensors were drawn from or trained on, in words."""
     encoder_name: str
     encoder_version: str
     image_dim: int
@@ -156,6 +161,9 @@ class FilterRecord(Record):
     embed_dim: int | None
     """Dimensions after the heads; None: the filter has no heads."""
     weights_sha256: str | None
+    """Of the heads."""
+    tensors_sha256: str | None = None
+    """Of the formula's tensors, where it has some: references, targets, weights."""
 
 
 def sha256_file(path: Path) -> str:

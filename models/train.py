@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.data import Vectors, batches
-from models.filters import Heads, save_heads
+from models.filters import Heads, save_filter
 from models.records import VectorsRecord
 
 MIN_STD = 1e-3
@@ -171,7 +171,7 @@ def train(
         torch.manual_seed(config.seed)
         heads = _Heads(config, *wanted, stats if config.standardise else None).to(device)
         losses = _run(heads, vectors, config, device, on_step)
-    save_heads(out, heads.folded(), encoder_record=encoder_record, name=name)
+    save_filter(out, heads.folded(), encoder_record=encoder_record, name=name)
     return TrainResult(out, losses, time.monotonic() - started, config.steps * config.batch_size)
 
 

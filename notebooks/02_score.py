@@ -22,7 +22,7 @@ else:
 # COMMAND ----------
 
 from etl.config import folder_of, load
-from etl.loop import filter_folder
+from etl.filters import filter_folder
 from etl.project import Project
 
 project = Project(load([parameters["conf"]], parameters["set"].split()), print)
@@ -64,12 +64,13 @@ scored = spark.sql("SELECT *, dfn_score(image, text) AS score FROM sample ORDER 
 
 import matplotlib.pyplot as plt
 
-from etl.export import receipts
+from etl.receipts import receipts
+from etl.stages.selection import ranked_by
 from models.images import decode_rgb
 from models.records import FilterRecord
 
-rules = [r for r in receipts(project.store, pool).values() if r["rule"]["filter"]]
-cuts = [r["facts"]["threshold"] for r in rules if r["rule"]["filter_version"] == FilterRecord.read(filter_).version]
+rules, record = receipts(project.store, pool).values(), FilterRecord.read(filter_)
+cuts = [r["facts"]["threshold"] for r in rules if ranked_by(r["rule"]) == (record.name, record.version)]
 threshold = cuts[-1] if cuts else scored["score"].quantile(0.85)
 scored["score"].plot.hist(bins=40, title=f"{len(scored)} pairs, cut at {threshold:.3f}").axvline(threshold, color="k")
 near = scored.loc[(scored["score"] - threshold).abs().sort_values().index[:12]].sort_values("score", ascending=False)

@@ -100,7 +100,7 @@ def test_a_mistake_in_the_config_is_one_line_and_exit_code_2(dfn, settings, says
         ("nope", ["No such command", "nope"]),
         ("corpora nope", ["wanted a source among art4apps,", "found 'nope'"]),
         ("corpora", ["Missing argument"]),
-        ("select --conf tiny", ["--filter: wanted a folder or models:/NAME@ALIAS", "found none"]),
+        ("select --conf tiny", ["filter dfn: wanted one that is configured or given", "found none", "--filter"]),
         ("select --conf tiny --filter /nowhere", ["wanted a folder with record.json", "found /nowhere", "fix:"]),
         ("select --conf tiny --dataset pol --filter /x", ["wanted one of pool, clean, things", "found pol", "fix:"]),
         ("export abc /nowhere --conf tiny --dataset pol", ["wanted one of pool, clean, things", "found pol", "fix:"]),

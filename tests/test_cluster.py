@@ -66,7 +66,7 @@ def given(tmp_path_factory) -> dict[str, Path]:
     from test_models_encoder import tiny_clip
     from test_models_filters import random_heads
 
-    from models.filters import save_heads
+    from models.filters import save_filter
 
     folder = tmp_path_factory.mktemp("given")
     (folder / "shards").mkdir()
@@ -77,7 +77,7 @@ def given(tmp_path_factory) -> dict[str, Path]:
         write_shard(folder / "shards" / f"{start:04}.tar", samples)
     tiny_clip(folder / "encoder", vision=SLOW, batch_size=BATCH)
     record = EncoderRecord.read(folder / "encoder")
-    save_heads(folder / "filter", random_heads(record.image_dim, record.text_dim, 8), encoder_record=record)
+    save_filter(folder / "filter", random_heads(record.image_dim, record.text_dim, 8), encoder_record=record)
     return {name: folder / name for name in ("shards", "encoder", "filter")}
 
 

@@ -150,13 +150,13 @@ def tiny_corpus():
 
 @pytest.fixture
 def random_filter(tmp_path, two_shards):
-    from models.filters import Heads, save_heads
+    from models.filters import Heads, save_filter
 
     record, _ = two_shards("any").encoder
     random = np.random.default_rng(0)
     shapes = [(8, record.image_dim), (8,), (8, record.text_dim)]
     heads = Heads(*(random.standard_normal(shape).astype(np.float32) for shape in shapes), log_scale=1.0)
-    save_heads(tmp_path / "filter", heads, encoder_record=record)
+    save_filter(tmp_path / "filter", heads, encoder_record=record)
     return tmp_path / "filter"
 
 

@@ -20,7 +20,7 @@ from test_models_filters import random_heads
 from etl.corpora import fetch_weights
 from models import clip
 from models.encoder import Encoder
-from models.filters import Filter, save_heads
+from models.filters import Filter, save_filter
 from models.records import EncoderRecord, WeightsError
 
 TINY = {
@@ -160,7 +160,7 @@ def test_the_assembled_clip_scores_pixels_as_the_filter_scores_stored_vectors(
     encoder, encoder_folder, photos, tmp_path
 ):
     """Through open_clip's own transform, tokeniser and forward pass, from photographs."""
-    save_heads(tmp_path / "h", random_heads(1280, 384, 256), encoder_record=encoder.record)
+    save_filter(tmp_path / "h", random_heads(1280, 384, 256), encoder_record=encoder.record)
     images, texts = encoder.encode_images(photos), encoder.encode_texts(CAPTIONS)
     stored = Filter.load(tmp_path / "h").score(images.astype(np.float16), texts.astype(np.float16))
     model = clip.assemble(encoder_folder, tmp_path / "h")

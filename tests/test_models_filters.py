@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from models.filters import HEADS, Filter, Heads, check_encoder, check_vectors, save_heads
+from models.filters import HEADS, Filter, Heads, check_encoder, check_vectors, save_filter
 from models.records import EncoderRecord, FilterRecord, Preprocessing, Tokenizer, WeightsError, whole_folder
 
 
@@ -38,7 +38,7 @@ def random_heads(image_dim=6, text_dim=5, embed_dim=3, seed=0):
 
 @pytest.fixture
 def filter(tmp_path):
-    save_heads(tmp_path / "f", random_heads(), encoder_record=encoder_record())
+    save_filter(tmp_path / "f", random_heads(), encoder_record=encoder_record())
     return Filter.load(tmp_path / "f")
 
 
@@ -99,7 +99,7 @@ def test_wild_vectors_give_a_cosine_or_nan(vectors):
 
 
 def test_without_heads_it_is_the_plain_cosine_of_a_shared_space(tmp_path):
-    record = save_heads(tmp_path / "f", None, encoder_record=encoder_record(2, 2, shares_space=True))
+    record = save_filter(tmp_path / "f", None, encoder_record=encoder_record(2, 2, shares_space=True))
     filter = Filter.load(tmp_path / "f")
     scores = filter.score(np.array([[1.0, 0], [3, 4], [-2, 0]]), np.array([[2.0, 0], [1, 0], [1, 0]]))
     np.testing.assert_allclose(scores, [1, 0.6, -1], atol=1e-7)
@@ -109,13 +109,13 @@ def test_without_heads_it_is_the_plain_cosine_of_a_shared_space(tmp_path):
         ["record.json"],
     )
     with pytest.raises(ValueError, match="share no space"):
-        save_heads(tmp_path / "g", None, encoder_record=encoder_record())
+        save_filter(tmp_path / "g", None, encoder_record=encoder_record())
     assert not (tmp_path / "g").exists()
 
 
 def test_the_version_is_the_contents(tmp_path):
     def version(name, heads, **changes):
-        save_heads(tmp_path / name, heads, encoder_record=encoder_record(**changes))
+        save_filter(tmp_path / name, heads, encoder_record=encoder_record(**changes))
         return Filter.load(tmp_path / name).version
 
     first = version("a", random_heads())
@@ -162,7 +162,7 @@ def test_heads_that_do_not_fit_or_are_not_finite_are_refused(tmp_path):
         if says == "NaN":
             heads.visual_weight[0, 0] = np.nan
         with pytest.raises(ValueError, match=says):
-            save_heads(tmp_path / "f", heads, encoder_record=encoder_record())
+            save_filter(tmp_path / "f", heads, encoder_record=encoder_record())
     assert list(tmp_path.iterdir()) == []
 
 

@@ -14,7 +14,7 @@ from test_models_filters import random_heads
 from models import registry
 from models.clip import assemble
 from models.encoder import Encoder
-from models.filters import Filter, save_heads
+from models.filters import Filter, save_filter
 from models.records import EncoderRecord, RegistryError, WeightsError
 from models.registry import GateDecision, gate
 
@@ -28,7 +28,7 @@ def registered(tmp_path_factory):
     record = tiny_clip(root / "encoder")
     folders = [root / "heads1", root / "heads2"]
     for seed, folder in enumerate(folders):
-        save_heads(folder, random_heads(DIM, DIM, 3, seed=seed), encoder_record=record)
+        save_filter(folder, random_heads(DIM, DIM, 3, seed=seed), encoder_record=record)
     run_id = registry.log_training_run(
         f"sqlite:///{root}/store/mlflow.db",
         "filters",
@@ -134,7 +134,7 @@ def test_nothing_registered_is_pickled_and_the_requirements_are_pinned(registere
 def test_heads_of_another_encoder_are_not_registered(registered, tmp_path):
     root, run_id, _ = registered
     other = EncoderRecord.read(root / "encoder").model_copy(update={"batch_size": 99})
-    save_heads(tmp_path / "h", random_heads(DIM, DIM), encoder_record=other)
+    save_filter(tmp_path / "h", random_heads(DIM, DIM), encoder_record=other)
     with pytest.raises(WeightsError, match="fix: give the encoder"):
         registry.register_filter(run_id, tmp_path / "h", root / "encoder")
     with pytest.raises(WeightsError, match="fix: give the encoder"):

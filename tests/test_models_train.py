@@ -13,7 +13,7 @@ from test_models_filters import encoder_record
 
 from models.data import Vectors, write_part
 from models.evaluate import classification, evaluate, retrieval
-from models.filters import Filter, FilterRecord, Heads, save_heads
+from models.filters import Filter, FilterRecord, Heads, save_filter
 from models.train import FILTER, INDUCED, ImageStats, TrainConfig, TrainingError, learning_rate, train
 
 DIMS = {"image_dim": 24, "text_dim": 16}
@@ -175,7 +175,7 @@ def test_classification_counts_images_and_classes():
 def test_evaluate_with_labels_averages_the_templates(tmp_path):
     """Identity heads over planted vectors: the words' vectors are known, so is every class."""
     heads = Heads(np.eye(2, dtype=np.float32), np.zeros(2, np.float32), np.eye(2, dtype=np.float32), 2.66)
-    save_heads(tmp_path / "f", heads, encoder_record=encoder_record(2, 2))
+    save_filter(tmp_path / "f", heads, encoder_record=encoder_record(2, 2))
     uids = [f"{i:032x}" for i in range(4)]
     # The second is at 52 degrees: nearer to the dog (90) than to "a cat" (0) or to a mean of raw vectors (12), but
     # nearer to the mean of unit vectors (18). The last is a cat that is labelled a dog.

@@ -157,6 +157,7 @@ def test_an_encoder_that_comes_later_is_encoded_alone(project, encoders, passes)
     assert passes == [1] * NUM_SHARDS
 
 
+@pytest.mark.slow
 def test_a_kill_while_two_runs_lack_other_chunks_loses_nothing(project, encoders, shards, passes, tmp_path):
     """The first encoder has shard 0 already, the second nothing: their chunks meet out of the second's order."""
     one = tmp_path / "shards"

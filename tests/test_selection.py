@@ -10,10 +10,12 @@ import pydantic
 import pytest
 from helpers import frame, rows_of, uid
 
-from etl.stage import content_hash, fold_hash
+from etl import cut, judging
+from etl.cut import find_cut, find_cuts
+from etl.rule import Condition
+from etl.stage import UserError, content_hash, digest, fold_hash
 from etl.stages import selection
-from etl.stages.selection import Config, Keep, Unique, find_cut
-from etl.tables import CONTAMINATED, DUPLICATES, PAIRS, SCORES
+from etl.stages.selection import Config, Exclude, Keep, Unique
 
 
 def random_uids(rng, count):
@@ -74,18 +76,27 @@ def test_keep_refuses(keep):
         Keep(**keep)
 
 
-def selected(spark, config, pairs, scores=(), contaminated=(), duplicates=(), partitions=None):
-    """(facts, kept rows, receipt) of a stage run."""
-    inputs = {
-        "pairs": frame(spark, PAIRS, pairs, partitions),
-        "scores": frame(spark, SCORES, list(scores), partitions),
-        "contaminated": frame(spark, CONTAMINATED, list(contaminated)),
-        "duplicates": frame(spark, DUPLICATES, list(duplicates)),
-    }
+F1 = {"scored_by": {"dfn": ("f", "v")}}
+
+
+def selected(
+    spark, config, pairs, scores=(), contaminated=(), duplicates=(), signals=(), image_signals=(), partitions=None
+):
+    """(facts, kept rows, receipt) of a stage run, which reads only what the rule asks for."""
+    rows = {"pairs": pairs, "signals": signals, "image_signals": image_signals, "scores": scores,
+            "contaminated": contaminated, "duplicates": duplicates}  # fmt: skip
+    scored = [{"filter": "f", "filter_version": "v", **row} for row in scores]
+    rows["scores"] = scored
+    wanted = [name for name, read in selection.STAGE.reads.items() if read.is_read(config)]
+    inputs = {name: frame(spark, selection.STAGE.reads[name].table, list(rows[name]), partitions) for name in wanted}
     facts = selection.prepare(**inputs, config=config)
     facts |= {"key": "0123456789abcdef" * 4, "inputs": {"pool.pairs": 3, "pool.scores": 5}}
     selections, receipts = selection.transform(**inputs, config=config, facts=facts)
     return facts, rows_of(selections), [row.asDict() for row in receipts.collect()]
+
+
+def kept_numbers(rows):
+    return [int(row[1], 16) for row in rows]
 
 
 def receipt_hash(uids, num_repeats=1):
@@ -113,7 +124,7 @@ ALL_NOT_OK = {"metadata_only": 1, "decode_error": 1, "missing_text": 2}
 
 
 def test_top_fraction_is_the_same_over_any_partitions_and_has_its_receipt(spark):
-    config = Config(keep=Keep(top_fraction=0.4), unique=Unique(by=("sha256",)), seed=3, filter="f", filter_version="v")
+    config = Config(keep=Keep(top_fraction=0.4), unique=Unique(by=("sha256",)), seed=3, **F1)
     eligible = [n for n in range(60) if n not in GONE | {0, 1, 21, 22}]
     score = {n: float(np.float32((n * 7 % 20) / 10 - 1)) for n in eligible}
     kept = sorted(eligible, key=lambda n: (-score[n], uid(n)))[: int(len(eligible) * 0.4)]
@@ -122,11 +133,12 @@ def test_top_fraction_is_the_same_over_any_partitions_and_has_its_receipt(spark)
     assert found[1:] == [found[0]] * 2
     assert rows == [("0123456789abcdef", uid(n), score[n], 1) for n in sorted(kept)]
     by_status = {"kept": 19, "below_cut": 29, "contaminated": 2, "duplicate": 2, "no_score": 4, **ALL_NOT_OK}
-    cut = {"threshold": score[kept[-1]], "threshold_uid": uid(kept[-1]), "num_eligible": 48}
-    assert {k: facts[k] for k in (*cut, "num_rows_by_status")} == {**cut, "num_rows_by_status": by_status}
+    found = {"threshold": score[kept[-1]], "threshold_uid": uid(kept[-1]), "num_eligible": 48, "tops": []}
+    found |= {"cuts": {"": [score[kept[-1]], uid(kept[-1])]}, "num_rows_by_status": by_status}
+    assert {k: v for k, v in facts.items() if k not in ("key", "inputs")} == found
     assert sum(by_status.values()) == 60
     (receipt,) = receipts
-    assert json.loads(receipt.pop("facts")) == {**cut, "num_rows_by_status": by_status}
+    assert json.loads(receipt.pop("facts")) == found
     assert Config.model_validate_json(receipt.pop("rule")) == config
     assert receipt == {
         "selection_id": "0123456789abcdef", "inputs": {"pool.pairs": 3, "pool.scores": 5}, "seed": 3, "num_rows": 19,
@@ -138,9 +150,11 @@ def test_all_ranks_nothing_and_heeds_the_rule_alone(spark):
     given = pool()
     not_ok = {50, 51, 52, 53}
     # By phash 23 goes and 22, smallest of its group, stays; by sha256 21 and 22 go.
-    rules = [((), (), set()), (("contaminated",), ("phash",), {0, 1, 23}), ((), ("sha256", "phash"), {21, 22, 23})]
+    rules = [(False, (), set()), (True, ("phash",), {0, 1, 23}), (False, ("sha256", "phash"), {21, 22, 23})]
     for exclude, by, gone in rules:
-        config = Config(keep=Keep(all=True), exclude=exclude, unique=Unique(by=by) if by else None)
+        config = Config(
+            keep=Keep(all=True), exclude=Exclude(contaminated=exclude), unique=Unique(by=by) if by else None
+        )
         facts, rows, receipts = selected(spark, config, **given)
         kept = [n for n in range(60) if n not in gone | not_ok]
         assert rows == [("0123456789abcdef", uid(n), None, 1) for n in kept]
@@ -170,14 +184,14 @@ def test_a_random_share_follows_from_the_seed_alone(spark):
 def test_the_number_kept_is_the_floor_of_what_is_meant(spark, fraction, count, kept):
     pairs = [{"uid": uid(n), "status": "ok"} for n in range(count)]
     scores = [{"uid": uid(n), "score": n / 1000, "status": "ok"} for n in range(count)]
-    facts, rows, receipts = selected(spark, Config(keep=Keep(top_fraction=fraction)), pairs, scores)
+    facts, rows, receipts = selected(spark, Config(keep=Keep(top_fraction=fraction), **F1), pairs, scores)
     assert [row[1] for row in rows] == [uid(n) for n in range(count - kept, count)]
     assert facts["num_rows_by_status"] == {"kept": kept, "below_cut": count - kept}
     assert (receipts[0]["num_rows"], receipts[0]["hash"]) == (kept, receipt_hash(row[1] for row in rows))
 
 
 def test_of_nothing_nothing_is_kept(spark):
-    facts, rows, receipts = selected(spark, Config(), [])
+    facts, rows, receipts = selected(spark, Config(**F1), [])
     assert rows == []
     assert facts["num_rows_by_status"] == {"kept": 0, "below_cut": 0}
     assert (receipts[0]["num_rows"], receipts[0]["hash"]) == (0, "0" * 32)
@@ -200,3 +214,142 @@ def test_the_hash_tells_null_from_text_and_one_row_twice_from_once(spark):
     }
     assert len(hashes) == 3
     assert fold_hash(None, None) == "0" * 32
+
+
+@pytest.mark.parametrize("few", [1, 5, 1000])
+def test_the_cut_of_each_group_is_that_of_a_sort_of_it(spark, monkeypatch, few):
+    """With FEW small, every group is refined by histograms first, and many equals by their uids."""
+    monkeypatch.setattr(cut, "FEW", few)
+    rng = np.random.default_rng(few)
+    groups = rng.choice(["", "de", "en"], 400, p=[0.1, 0.3, 0.6])
+    uids, scores = random_uids(rng, 400), np.where(rng.random(400) < 0.3, 0.5, scores_like(rng, "normal", 400))
+    rows = list(zip(groups.tolist(), scores.tolist(), uids, strict=True))
+    ranked = spark.createDataFrame(rows, "group string, rank double, uid string").repartition(3)
+    sizes = {group: sum(g == group for g in groups) for group in ("", "de", "en")}
+    wanted = {"": 1, "de": sizes["de"] // 2, "en": sizes["en"], "fr": 0}
+    found = find_cuts(ranked, wanted)
+    assert found.keys() == {"", "de", "en"}
+    for group, cut_ in found.items():
+        own = [(r, u) for g, r, u in rows if g == group]
+        last = first([u for _, u in own], [r for r, _ in own], wanted[group])[-1]
+        assert (cut_.uid, cut_.rank) == (last, {u: r for r, u in own}[last])
+
+
+def test_quotas_are_taken_of_each_group_by_itself(spark):
+    languages = [["en", "de", None][n % 3] for n in range(60)]
+    pairs = [{"uid": uid(n), "status": "ok"} for n in range(60)]
+    signals = [{"uid": uid(n), "language": languages[n], "status": "ok"} for n in range(60)]
+    scores = [{"uid": uid(n), "score": (n * 7 % 60) / 60, "status": "ok"} for n in range(60)]
+    keep = Keep(top_fraction=0.5, per="language", at_most=7)
+    facts, rows, _ = selected(spark, Config(keep=keep, **F1), pairs, scores, signals=signals)
+    best = {
+        c: sorted((n for n in range(60) if languages[n] == c), key=lambda n: -(n * 7 % 60))[:7]
+        for c in ("en", "de", None)
+    }
+    assert kept_numbers(rows) == sorted(n for group in best.values() for n in group)
+    assert facts["num_rows_by_status"] == {"kept": 21, "below_cut": 39} and facts["threshold"] is None
+    keep = Keep(all=True, per="language", at_most=7)
+    drawn = [
+        selected(spark, Config(keep=keep, seed=s), pairs, signals=signals, partitions=p)[1]
+        for s, p in ((0, 1), (0, 7), (1, 7))
+    ]
+    assert len(drawn[0]) == 21 and drawn[0] == drawn[1] != drawn[2]
+
+
+def judged_by(spark, where, pairs, **rows):
+    """Numbers of the pairs that fulfil a condition."""
+    config = Config(
+        keep=Keep(all=True),
+        where=Condition.model_validate(where),
+        exclude=Exclude(contaminated=False),
+        **rows.pop("known", {}),
+    )
+    return kept_numbers(selected(spark, config, pairs, **rows)[1])
+
+
+def test_conditions_join_and_a_missing_value_fails_its_leaf(spark):
+    sizes = [(200, 600), (199, 300), (200, 601), (None, 300), (0, 0), (600, 200)]
+    pairs = [
+        {"uid": uid(n), "status": "ok", "width_px": w, "height_px": h, "source": "ab"[n % 2]}
+        for n, (w, h) in enumerate(sizes)
+    ]
+    big, flat = {"of": "min_side_px", "at_least": 200}, {"of": "aspect_ratio", "at_most": 3}
+    assert judged_by(spark, big, pairs) == [0, 2, 5]
+    assert judged_by(spark, {"all": [big, flat]}, pairs) == [0, 5]
+    assert judged_by(spark, {"any": [big, flat]}, pairs) == [0, 1, 2, 5]
+    assert judged_by(spark, {"not": big}, pairs) == [1, 3, 4]
+    assert judged_by(spark, {"all": [{"of": "source", "is_in": ["a"]}, {"not": {"any": [flat]}}]}, pairs) == [2, 4]
+    assert judged_by(spark, {"of": "min_side_px", "above": 0, "below": 200}, pairs) == [1]
+
+
+def test_a_share_within_a_condition_is_of_the_whole_pool(spark):
+    """`ties: all` is DataComp's: the threshold is the value at index int(n * fraction), and all not below are kept."""
+    values = [0.9, 0.8, 0.8, 0.8, 0.5, 0.4, None, 0.3, 0.2, 0.1]
+    pairs = [{"uid": uid(n), "status": "ok"} for n in range(10)]
+    scores = [{"uid": uid(n), "score": v, "status": "ok" if v else "no_vectors"} for n, v in enumerate(values)]
+    known = {"scores": scores, "known": F1}
+    for fraction, exact, tied in ((0.2, [0, 1], [0, 1, 2, 3]), (0.4, [0, 1, 2, 3], [0, 1, 2, 3, 4]), (1.0, None, None)):
+        for ties, wanted in (("uid", exact), ("all", tied)):
+            where = {"of": "dfn", "top_fraction": fraction, "ties": ties}
+            assert judged_by(spark, where, pairs, **known) == (wanted or [0, 1, 2, 3, 4, 5, 7, 8, 9])
+    both = {"all": [{"of": "dfn", "top_fraction": 0.4}, {"of": "dfn", "below": 0.85}]}
+    assert judged_by(spark, both, pairs, **known) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "where",
+    [{}, {"of": "num_words"}, {"at_least": 1}, {"of": "language", "at_least": 1}, {"of": "num_words", "is_in": ["a"]},
+     {"of": "dfn", "top_fraction": 0.1, "at_least": 0}, {"of": "dfn", "at_least": 0, "all": []},
+     {"all": [{"of": "dfn", "top_fraction": 2}]}, {"not": {"nothing": 1}}],
+)  # fmt: skip
+def test_a_condition_refuses(where):
+    with pytest.raises(pydantic.ValidationError):
+        Condition.model_validate(where)
+
+
+def test_of_duplicates_the_best_by_the_stated_order_stays_of_those_that_the_rule_keeps(spark):
+    pairs = [{"uid": uid(n), "status": "ok", "width_px": 10 + n % 4, "height_px": 10} for n in range(8)]
+    duplicates = [{"uid": uid(n), "group_uid": uid(n // 4 * 4), "method": "sha256"} for n in range(8)]
+    scores = [{"uid": uid(n), "score": (0.1, 0.9, 0.5, 0.5, 0.2, 0.2, 0.9, 0.9)[n], "status": "ok"} for n in range(8)]
+    contaminated = [{"uid": uid(n), "eval_set": "e", "method": "phash"} for n in (1, 4)]
+
+    def kept(**unique):
+        config = Config(keep=Keep(all=True), unique=Unique(by=("sha256",), **unique), **F1)
+        return kept_numbers(selected(spark, config, pairs, scores, contaminated, duplicates)[1])
+
+    assert kept() == [0, 5]  # 4, the smallest, is contaminated
+    assert kept(keep="largest_image") == [3, 7]
+    assert kept(highest="dfn") == [2, 6]
+
+
+def test_blocklists_name_uids_hashes_urls_and_domains(spark, tmp_path):
+    urls = ["http://a.example/1.png", "https://x.B.example:80/2", "http://b.example.org/", None, "http://u@c.example/q?b.example",
+            "http://nob.example/"]  # fmt: skip
+    pairs = [{"uid": uid(n), "status": "ok", "url": url, "sha256": f"{n:064x}"} for n, url in enumerate(urls)]
+
+    def kept(*lines):
+        path = tmp_path / "list.txt"
+        path.write_text("\n".join(lines))
+        lines_sha256 = digest(judging.blocklist((path,)))
+        config = Config(keep=Keep(all=True), exclude=Exclude(blocklists=(path,)), blocklist_sha256=lines_sha256)
+        facts, rows, _ = selected(spark, config, pairs)
+        assert facts["num_rows_by_status"].get("blocked", 0) == 6 - len(rows)
+        return kept_numbers(rows)
+
+    assert kept("# a comment", "") == [0, 1, 2, 3, 4, 5]
+    assert kept("b.example") == [0, 2, 3, 4, 5]
+    assert kept("http://a.example/1.png", f"{2:064X}", uid(3)) == [1, 4, 5]
+    assert kept("c.example") == [0, 1, 2, 3, 5]
+    with pytest.raises(UserError, match="others"):
+        judging.blocklist((tmp_path / "list.txt",), "0" * 64)
+
+
+def test_an_image_model_can_exclude(spark):
+    pairs = [{"uid": uid(n), "status": "ok"} for n in range(4)]
+    image_signals = [
+        {"uid": uid(n), "model": m, "nsfw_score": s}
+        for n, m, s in ((0, "a", 0.05), (0, "b", 0.2), (1, "a", 0.1), (2, "a", None))
+    ]
+    config = Config(keep=Keep(all=True), exclude=Exclude(contaminated=False, nsfw_above=0.1))
+    facts, rows, _ = selected(spark, config, pairs, image_signals=image_signals)
+    assert kept_numbers(rows) == [1, 2, 3] and facts["num_rows_by_status"]["nsfw"] == 1

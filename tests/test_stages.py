@@ -11,7 +11,7 @@ from test_models_filters import encoder_record, random_heads
 from etl.stage import conform
 from etl.stages import decontaminate, dedup, score, signals
 from etl.tables import CONTAMINATED, DATASET_TABLES, DUPLICATES, EMBEDDINGS, PAIRS, PROJECT_TABLES, SCORES, SIGNALS
-from models.filters import Filter, save_heads
+from models.filters import Filter, save_filter
 
 PARTITIONS = (1, 4, 13)
 
@@ -159,7 +159,7 @@ def test_evaluation_images_are_found_by_method_and_set(spark):
 
 @pytest.fixture
 def filter_folder(tmp_path):
-    save_heads(tmp_path / "filter", random_heads(), encoder_record=encoder_record())
+    save_filter(tmp_path / "filter", random_heads(), encoder_record=encoder_record())
     return tmp_path / "filter"
 
 

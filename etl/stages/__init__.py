@@ -1,7 +1,19 @@
 """The recipe: what happens to a pool, in this order. Stages read tables and add one; nothing rewrites the pairs."""
 
 from etl.stage import Stage
-from etl.stages import decontaminate, dedup, embed, features, image_signals, ingest, score, selection, signals
+from etl.stages import (
+    decontaminate,
+    dedup,
+    embed,
+    features,
+    fusion,
+    image_signals,
+    ingest,
+    published_scores,
+    score,
+    selection,
+    signals,
+)
 
 STAGES: tuple[Stage, ...] = (
     ingest.STAGE,
@@ -12,5 +24,7 @@ STAGES: tuple[Stage, ...] = (
     image_signals.STAGE,  # in embed's pass over the pixels
     features.STAGE,  # in place of embed, where the release came with vectors
     score.STAGE,
+    published_scores.STAGE,  # in place of score, where a release came with scores
+    fusion.STAGE,
     selection.STAGE,
 )

@@ -1,35 +1,46 @@
-"""What a rule keeps. Reads pairs, scores, contaminated, duplicates. Writes selections, and a receipt that proves them.
+"""What a rule keeps. Reads pairs, and of signals, scores, contaminated and duplicates what the rule names. Writes
+selections, and a receipt that proves them.
 
-The top fraction is exact at any size: a histogram is refined around the cut in two or three scans, nothing is sorted
-and nothing but histograms is collected. Ties are broken by uid, so partitions and order cannot change the result.
+The rule's language is `etl/rule.py`; the exact cut, at any size, `etl/cut.py`. Partitions and order change nothing.
 """
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
+from etl.cut import find_cuts
+from etl.judging import gather, is_kept, judge, tops
+from etl.rule import COLUMNS, GROUPS, Condition
 from etl.stage import Facts, Read, Slice, Stage, StageConfig, content_hash
-from etl.tables import CONTAMINATED, DUPLICATES, PAIRS, RECEIPTS, SCORES, SELECTIONS
+from etl.tables import CONTAMINATED, DUPLICATES, IMAGE_SIGNALS, PAIRS, RECEIPTS, SCORES, SELECTIONS, SIGNALS
 
-BINS = 4096
-PREFIX = 4
-"""Hex digits of the uid looked at in one pass over ties: 65,536 bins."""
+DFN = "dfn"
+"""The filter that a rule means where it names none."""
 
 
 class Keep(StageConfig):
     """Exactly one of the three."""
 
     top_fraction: float | None = pydantic.Field(default=None, gt=0, le=1)
-    """Of the eligible pairs with a score, the share with the highest scores; 0.15 in the DFN paper."""
+    """Of the eligible pairs, the share with the highest scores; 0.15 in the DFN paper."""
+    of: str = DFN
+    """The filter whose scores those are."""
     random_fraction: float | None = pydantic.Field(default=None, gt=0, le=1)
     """Of the eligible pairs, a share drawn by a hash of seed and uid: the control arm."""
     all: Literal[True] | None = None
     """Every eligible pair."""
+    per: Literal[GROUPS] | None = None  # type: ignore[valid-type]
+    """A quota: the share is taken of each language, source or format by itself."""
+    at_most: int | None = pydantic.Field(default=None, gt=0)
+    """Pairs at most, of each group where `per` is given: those ranked first, or drawn where nothing ranks."""
 
     @pydantic.model_validator(mode="after")
     def one_of(self) -> Keep:
@@ -38,144 +49,140 @@ class Keep(StageConfig):
         return self
 
     @property
-    def fraction(self) -> float:
-        return self.top_fraction or self.random_fraction or 1.0
+    def is_ranked(self) -> bool:
+        return not self.all or self.at_most is not None
+
+    def num_kept(self, num_eligible: int) -> int:
+        fraction = self.top_fraction or self.random_fraction or 1.0
+        # Rounded first: 0.29 * 100 is 28.999999999999996 in binary, and 29 is meant.
+        return min(math.floor(round(fraction * num_eligible, 6)), self.at_most or num_eligible)
+
+
+class Exclude(StageConfig):
+    """Pairs that no rule keeps."""
+
+    contaminated: bool = True
+    """Those seen in an evaluation or development set."""
+    nsfw_above: float | None = pydantic.Field(default=None, ge=0, le=1)
+    """Those that an image model scored higher."""
+    blocklists: tuple[Path, ...] = ()
+    """Text files of a uid, sha256, URL or domain a line: those of the pairs that are named so."""
 
 
 class Unique(StageConfig):
-    """One pair of each group of duplicates: the one with the smallest uid."""
+    """One pair of each group of duplicates, of those that the rest of the rule would keep."""
 
-    by: tuple[Literal["sha256", "phash"], ...]
+    by: tuple[Literal["sha256", "phash"], ...] = pydantic.Field(min_length=1)
+    keep: Literal["smallest_uid", "largest_image"] | None = None
+    """Which one; the smallest uid also among equals."""
+    highest: str | None = None
+    """Or: the one with the highest score of this filter."""
+
+    @pydantic.model_validator(mode="after")
+    def one_order(self) -> Unique:
+        if self.keep and self.highest:
+            raise ValueError(f"wanted keep or highest; found {self.keep} and {self.highest}")
+        return self
 
 
 class Config(StageConfig):
     name: str = "dfn"
     """What people call this selection."""
     keep: Keep = Keep(top_fraction=0.15)
+    where: Condition | None = None
+    """What a pair must fulfil to be eligible; see `etl/rule.py`."""
     among: tuple[Literal["ok", "metadata_only"], ...] = ("ok",)
     """Statuses of the pairs that can be kept. With metadata_only: also pairs whose pixels have yet to be fetched."""
-    exclude: tuple[Literal["contaminated"], ...] = ("contaminated",)
+    exclude: Exclude = Exclude()
     unique: Unique | None = None
     seed: int = 0
-    filter: str = ""
-    """Known to a run only, like the version: whose scores rank the pairs; empty where the rule needs none."""
-    filter_version: str = ""
+    scored_by: dict[str, tuple[str, str]] = pydantic.Field(default={})
+    """Known to a run only: a filter that the rule names -> filter and version in `scores`."""
+    blocklist_sha256: str = ""
+    """Known to a run only: of the blocklists' lines."""
+
+    def named(self) -> set[str]:
+        """Columns and filters that the rule looks at."""
+        leaves = {leaf.of for leaf in self.where.leaves() if leaf.of} if self.where else set()
+        ranking = {self.keep.of} if self.keep.top_fraction is not None else set()
+        highest = {self.unique.highest} if self.unique and self.unique.highest else set()
+        return leaves | ranking | highest | ({self.keep.per} if self.keep.per else set()) | self._nsfw()
+
+    def _nsfw(self) -> set[str]:
+        return {"nsfw_score"} if self.exclude.nsfw_above is not None else set()
+
+    def filters(self) -> list[str]:
+        """Filters that the rule names."""
+        return sorted(self.named() - COLUMNS.keys())
+
+    def reads(self, table: str) -> list[str]:
+        """Columns of a table that the rule looks at."""
+        return sorted(name for name in self.named() & COLUMNS.keys() if COLUMNS[name].table == table)
+
+    def score_slice(self) -> Slice:
+        pairs = sorted(self.scored_by.values())
+        return {"filter": tuple(f for f, _ in pairs), "filter_version": tuple(v for _, v in pairs)}
 
 
-def judged(
-    pairs: DataFrame, scores: DataFrame, contaminated: DataFrame, duplicates: DataFrame, config: Config
-) -> DataFrame:
-    """(uid, rank, verdict): each pair with what speaks against it first, or `eligible`, and what it is ranked by."""
-    bad = contaminated.select("uid").distinct().withColumn("is_contaminated", F.lit(True))
-    others = duplicates.where(F.col("method").isin(list(config.unique.by if config.unique else ())))
-    others = others.where("uid != group_uid").select("uid").distinct().withColumn("is_duplicate", F.lit(True))
-    ranked = scores.where("status = 'ok'").select("uid", F.col("score").cast("double").alias("rank"))
-    joined = pairs.select("uid", "status").join(bad, on="uid", how="left").join(others, on="uid", how="left")
-    if config.keep.top_fraction is not None:
-        joined = joined.join(ranked, on="uid", how="left")
-    else:
-        joined = joined.withColumn("rank", draw(config.seed) if config.keep.random_fraction else F.lit(0.0))
-    verdict = (
-        F.when(~F.col("status").isin(*config.among), F.col("status"))
-        .when(F.col("is_contaminated") & F.lit("contaminated" in config.exclude), "contaminated")
-        .when(F.col("is_duplicate"), "duplicate")
-        .when(F.col("rank").isNull() | F.isnan("rank"), "no_score")
-        .otherwise("eligible")
-    )
-    return joined.select("uid", "rank", verdict.alias("verdict"))
+def ranked_by(rule: Mapping[str, Any]) -> tuple[str, str] | None:
+    """(filter, version) whose scores ranked the pairs, from a receipt's rule; None where no score did."""
+    found = rule["scored_by"].get(rule["keep"]["of"]) if rule["keep"]["top_fraction"] is not None else None
+    return (found[0], found[1]) if found else None
 
 
-def draw(seed: int) -> Column:
-    """A number in [0, 1) that follows from seed and uid alone: no `rand()`, so partitions cannot change it."""
-    digits = F.substring(F.md5(F.concat(F.lit(f"{seed}:"), F.col("uid"))), 1, 13)
-    return F.conv(digits, 16, 10).cast("double") / F.lit(float(16**13))
-
-
-def prepare(
-    pairs: DataFrame, scores: DataFrame, contaminated: DataFrame, duplicates: DataFrame, *, config: Config
-) -> Facts:
-    """The cut: {threshold, threshold_uid, num_eligible, num_rows_by_status}."""
-    every = judged(pairs, scores, contaminated, duplicates, config).localCheckpoint()  # joined once, scanned often
-    counts = {row["verdict"]: int(row["count"]) for row in every.groupBy("verdict").count().collect()}
-    num_eligible = counts.pop("eligible", 0)
-    # Rounded first: 0.29 * 100 is 28.999999999999996 in binary, and 29 is meant.
-    num_kept = math.floor(round(config.keep.fraction * num_eligible, 6))
-    threshold, uid = find_cut(every.where("verdict = 'eligible'"), num_kept) if num_kept else (None, None)
+def prepare(pairs: DataFrame, signals: DataFrame | None = None, image_signals: DataFrame | None = None,
+            scores: DataFrame | None = None, contaminated: DataFrame | None = None,
+            duplicates: DataFrame | None = None, *, config: Config) -> Facts:  # fmt: skip
+    """The cuts: {cuts: group -> [rank, uid], tops, threshold, threshold_uid, num_eligible, num_rows_by_status}."""
+    found = gather(config, pairs, signals, image_signals, scores, contaminated)
+    found = found.localCheckpoint()  # joined once, scanned often
+    top_cuts = tops(found, config)
+    judged = judge(found, duplicates, config, top_cuts)
+    judged = judged.localCheckpoint() if config.unique else judged
+    group = F.when(F.col("verdict") == "eligible", F.col("group"))
+    sizes = judged.groupBy("verdict", group.alias("group")).count().collect()
+    counts = {row["verdict"]: int(row["count"]) for row in sizes if row["verdict"] != "eligible"}
+    eligible = {row["group"]: int(row["count"]) for row in sizes if row["verdict"] == "eligible"}
+    num_eligible = sum(eligible.values())
+    num_kept = {group: config.keep.num_kept(count) for group, count in eligible.items()}
+    cuts = find_cuts(judged.where("verdict = 'eligible'").select("group", "rank", "uid"), num_kept)
+    total = sum(num_kept.values())
+    only = cuts.get("") if not config.keep.per else None
     return {
-        "threshold": threshold,
-        "threshold_uid": uid,
+        "cuts": {group: [cut.rank, cut.uid] for group, cut in sorted(cuts.items())},
+        "tops": top_cuts,
+        "threshold": only.rank if only else None,
+        "threshold_uid": only.uid if only else None,
         "num_eligible": num_eligible,
-        "num_rows_by_status": {"kept": num_kept, "below_cut": num_eligible - num_kept, **counts},
+        "num_rows_by_status": {"kept": total, "below_cut": num_eligible - total, **counts},
     }
 
 
-def find_cut(ranked: DataFrame, num_kept: int) -> tuple[float, str]:
-    """(rank, uid) of the last row kept, of the `num_kept` >= 1 first by rank descending, then uid ascending."""
-    low, high = ranked.agg(F.min("rank"), F.max("rank")).first() or (0.0, 0.0)
-    within, still = ranked, num_kept
-    while low < high:
-        place = F.floor((F.col("rank") - F.lit(low)) / F.lit(high - low) * BINS)
-        bins = within.groupBy(F.least(place, F.lit(BINS - 1)).alias("bin"))
-        found = bins.agg(F.count(F.lit(1)).alias("n"), F.min("rank").alias("low"), F.max("rank").alias("high"))
-        row, still = _walk(sorted(found.collect(), key=lambda r: -r["bin"]), still)
-        low, high = row["low"], row["high"]
-        within = ranked.where(F.col("rank").between(low, high))
-    return low, _uid_cut(within, still)
-
-
-def _uid_cut(ties: DataFrame, still: int) -> str:
-    """The uid of the `still`-th row by uid ascending."""
-    prefix = ""
-    while len(prefix) < 32:
-        prefixes = ties.where(F.col("uid").startswith(prefix)).groupBy(
-            F.substring("uid", 1, len(prefix) + PREFIX).alias("p")
-        )
-        found = prefixes.agg(F.count(F.lit(1)).alias("n"), F.max("uid").alias("last"))
-        row, still = _walk(sorted(found.collect(), key=lambda r: str(r["p"])), still)
-        prefix = row["p"]
-        if row["n"] == still:
-            return str(row["last"])
-    return prefix
-
-
-def _walk(rows: list[Any], still: int) -> tuple[Any, int]:
-    """The row in which the running count reaches `still`, and how many are wanted of it."""
-    for row in rows:
-        if row["n"] >= still:
-            return row, still
-        still -= row["n"]
-    raise AssertionError("fewer rows than counted before: the input changed under a pinned version")
-
-
-def transform(pairs: DataFrame, scores: DataFrame, contaminated: DataFrame, duplicates: DataFrame, *, config: Config,
+def transform(pairs: DataFrame, signals: DataFrame | None = None, image_signals: DataFrame | None = None,
+              scores: DataFrame | None = None, contaminated: DataFrame | None = None,
+              duplicates: DataFrame | None = None, *, config: Config,
               facts: Facts) -> tuple[DataFrame, DataFrame]:  # fmt: skip
-    threshold, uid = facts["threshold"], facts["threshold_uid"]
-    every = judged(pairs, scores, contaminated, duplicates, config).where("verdict = 'eligible'")
-    is_kept = (F.col("rank") > threshold) | ((F.col("rank") == threshold) & (F.col("uid") <= uid))
+    found = gather(config, pairs, signals, image_signals, scores, contaminated)
+    every = judge(found, duplicates, config, facts["tops"]).where("verdict = 'eligible'")
     selection_id = F.lit(facts["key"][:16]).alias("selection_id")
-    rank = F.col("rank") if not config.keep.all else F.lit(None).cast("double")
-    kept = every.where(is_kept if uid else F.lit(False)).select(
+    rank = F.col("rank") if config.keep.is_ranked else F.lit(None).cast("double")
+    kept = every.where(is_kept(facts["cuts"])).select(
         selection_id, "uid", rank.alias("score"), F.lit(1).alias("num_repeats")
     )
     selections = kept.localCheckpoint()  # Written and hashed below: joined once.
     sums = selections.agg(F.count(F.lit(1)).alias("num_rows"), *content_hash("uid", "num_repeats"))
     inputs = F.create_map(*[F.lit(x) for label, version in facts["inputs"].items() for x in (label, version)])
+    known = {k: v for k, v in facts.items() if k not in ("inputs", "key")}
     receipts = sums.select(
         selection_id,
         inputs.cast("map<string,bigint>").alias("inputs"),
         F.lit(config.model_dump_json()).alias("rule"),
         F.lit(config.seed).cast("bigint").alias("seed"),
-        F.lit(_json({k: v for k, v in facts.items() if k not in ("inputs", "key")})).alias("facts"),
+        F.lit(json.dumps(known, sort_keys=True)).alias("facts"),
         "num_rows",
         _hash_of_sums().alias("hash"),
     )
     return selections, receipts
-
-
-def _json(value: Any) -> str:
-    import json
-
-    return json.dumps(value, sort_keys=True)
 
 
 def _hash_of_sums() -> Column:
@@ -197,15 +204,17 @@ STAGE = Stage(
     "selection",
     reads={
         "pairs": Read(PAIRS),
-        "scores": Read(SCORES),
-        "contaminated": Read(CONTAMINATED),
-        "duplicates": Read(DUPLICATES),
+        "signals": Read(SIGNALS, is_read=lambda config: bool(config.reads("signals"))),
+        "image_signals": Read(IMAGE_SIGNALS, is_read=lambda config: bool(config.reads("image_signals"))),
+        "scores": Read(SCORES, is_read=lambda config: bool(config.scored_by), slice_of=Config.score_slice),
+        "contaminated": Read(CONTAMINATED, is_read=lambda config: config.exclude.contaminated),
+        "duplicates": Read(DUPLICATES, is_read=lambda config: config.unique is not None),
     },
     writes=(SELECTIONS, RECEIPTS),
     config=Config,
     transform=transform,
     prepare=prepare,
     resume="table",
-    version=1,
+    version=2,
     slice_of=slice_of,
 )

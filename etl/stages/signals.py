@@ -45,7 +45,8 @@ def transform(pairs: DataFrame, *, config: Config) -> DataFrame:
         "uid",
         "found.language",
         "found.language_confidence",
-        F.regexp_count("text", F.lit(r"(?U)\S+")).alias("num_words"),  # of any script's spaces
+        # As Python's str.split has them: any script's spaces, and the separators FS to US.
+        F.regexp_count("text", F.lit(r"(?U)[^\s\x1c-\x1f]+")).alias("num_words"),
         F.length("text").alias("num_chars"),
         F.when(has_shape, longer / shorter).cast("float").alias("aspect_ratio"),
         "status",
@@ -59,5 +60,5 @@ STAGE = Stage(
     config=Config,
     transform=transform,
     resume="rows",
-    version=2,
+    version=3,
 )

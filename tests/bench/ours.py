@@ -28,7 +28,7 @@ from etl.stage import series_udf
 from etl.stages import embed, ingest
 from models.clip import build_open_clip
 from models.encoder import Encoder
-from models.filters import save_heads
+from models.filters import save_filter
 from models.images import MAX_PIXELS
 from models.records import EncoderRecord
 from models.towers import good_precision
@@ -126,7 +126,7 @@ def embed_pass(spark: SparkSession, data: Data, folder: Path, num_pairs: int) ->
 def score_udf(spark: SparkSession, data: Data, folder: Path, num_pairs: int) -> Side:
     """Pairs: a table of bytes and captions -> `dfn_score`, through Spark."""
     filter_folder = folder.with_name(f"{MODEL}-filter")
-    save_heads(filter_folder, None, encoder_record=EncoderRecord.read(folder))
+    save_filter(filter_folder, None, encoder_record=EncoderRecord.read(folder))
     dfn_score = make_dfn_score(folder, filter_folder, **LIMITS)
 
     def side() -> float:

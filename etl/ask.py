@@ -1,0 +1,83 @@
+"""Commands that change nothing: status, diff, explain, verify. Read tables, lists and exported shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from etl.cli import PARTIAL, Conf, Dataset, Json, Quiet, Set, app, configured, dataset_of
+from etl.console import emit
+from etl.stage import UserError
+
+
+@app.command()
+def verify(folder: Path, json: Json = False) -> None:
+    """Check exported shards, or a corpus, against the manifest: every byte is read."""
+    from etl.shards import verify as check
+
+    if not folder.is_dir():
+        raise UserError(f"wanted a folder of shards; found none at {folder}; fix: name the one with manifest.json")
+    problems = check(str(folder))
+    emit({"folder": folder, "problems": problems or "none"}, as_json=json)
+    if problems:
+        raise typer.Exit(PARTIAL)
+
+
+@app.command()
+def status(conf: Conf = ["local"], override: Set = [], json: Json = False, quiet: Quiet = False) -> None:  # noqa: B006
+    """Tables with their rows by status, and the selections whose receipts can be replayed, or why not."""
+    with configured(conf, override, quiet) as project:
+        from etl.outcome import rows_by_status
+        from etl.receipts import Replay, receipts
+
+        found: dict[str, object] = dict(rows_by_status(project))
+        for dataset in project.config.of_kind("pool"):
+            for id_, receipt in receipts(project.store, dataset).items():
+                obstacle = Replay(project.store, dataset, receipt).obstacle()
+                state = f"cannot be replayed: {obstacle}" if obstacle else "can be replayed"
+                found[f"{dataset}.{id_}"] = f"{receipt['rule']['name']}, {receipt['num_rows']:,} pairs, {state}"
+        emit(found, as_json=json)
+
+
+@app.command()
+def diff(
+    before: Annotated[str, typer.Argument(help="A selection, from `dfn select` or `dfn status`.")],
+    after: Annotated[str, typer.Argument(help="Another one; or none, with --against.")] = "",
+    against: Annotated[
+        Path | None, typer.Option(help="A published list: .npy of u8,u8, as DFN and DataComp give.")
+    ] = None,
+    conf: Conf = ["local"],  # noqa: B006
+    override: Set = [],  # noqa: B006
+    dataset: Dataset = "",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Who entered and who left between two selections, and why; or one beside a published list of uids."""
+    if bool(after) == bool(against):
+        raise UserError("diff: wanted a second selection or --against LIST; found " + ("both" if after else "neither"))
+    with configured(conf, override, quiet) as project:
+        from etl import compare
+
+        pool = dataset_of(project, dataset)
+        if against:
+            emit(compare.against(project.store, pool, before, against), as_json=json)
+        else:
+            emit(compare.diff(project.store, pool, before, after), as_json=json)
+
+
+@app.command()
+def explain(
+    uid: Annotated[str, typer.Argument(help="Of a pair: 32 lower-case hex digits.")],
+    conf: Conf = ["local"],  # noqa: B006
+    override: Set = [],  # noqa: B006
+    dataset: Dataset = "",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """What every stage said of one pair, and why each selection kept it or not."""
+    with configured(conf, override, quiet) as project:
+        from etl.explain import explain as explained
+
+        emit(explained(project.store, dataset_of(project, dataset), uid), as_json=json)

@@ -1,0 +1,156 @@
+"""Two selections, or a selection and a published list of uids, side by side: who entered, who left, and why. Reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from etl.receipts import Replay, receipt_of
+from etl.stage import UserError
+from etl.stages.selection import ranked_by
+from etl.store import Store
+from etl.tables import PAIRS, SCORES, SELECTIONS
+from models.data import UID_DTYPE
+
+LIST_ROWS = 1 << 20
+"""uids of a list that a task reads at a time."""
+DECILES = 10
+
+
+def diff(store: Store, dataset: str, before: str, after: str) -> dict[str, Any]:
+    """Overlap of two selections, and why pairs entered or left: counts by reason.
+
+    Reasons: `new in pool`, `gone from pool`, `now VERDICT` and `no longer VERDICT` (duplicate, contaminated,
+    outside_rule …), `score moved` (or another filter ranks), `threshold moved`. They need both receipts replayable.
+    """
+    first, second = (receipt_of(store, dataset, id_) for id_ in (before, after))
+    rows = [store.read(dataset, SELECTIONS, where={"selection_id": id_}).select("uid") for id_ in (before, after)]
+    both = rows[0].join(rows[1], on="uid", how="inner").count()
+    sizes = [int(first["num_rows"]), int(second["num_rows"])]
+    found = {
+        "before": sizes[0], "after": sizes[1], "both": both, "left": sizes[0] - both, "entered": sizes[1] - both,
+        "jaccard": _share(both, sum(sizes) - both),
+        "threshold": [receipt["facts"].get("threshold") for receipt in (first, second)],
+    }  # fmt: skip
+    replays = [Replay(store, dataset, receipt) for receipt in (first, second)]
+    if obstacle := replays[0].obstacle() or replays[1].obstacle():
+        return {**found, "why": f"not known: {obstacle}"}
+    changes = changed(replays[0].judged(), replays[1].judged()).groupBy("change", "reason").count().collect()
+    ordered = sorted(changes, key=lambda row: (row["change"], -row["count"], row["reason"]))
+    return {**found, "why": {f"{row['change']}: {row['reason']}": row["count"] for row in ordered}}
+
+
+def changed(before: DataFrame, after: DataFrame) -> DataFrame:
+    """(uid, change, reason) of the pairs that only one of two judgements keeps."""
+    left, right = (
+        frame.select("uid", *(F.col(c).alias(f"{c}_{side}") for c in ("verdict", "rank", "is_kept")))
+        for frame, side in ((before, "before"), (after, "after"))
+    )
+    joined = left.join(right, on="uid", how="full_outer")
+    was, is_ = (F.coalesce(f"is_kept_{side}", F.lit(False)) for side in ("before", "after"))
+    other = F.when(was, F.col("verdict_after")).otherwise(F.col("verdict_before"))
+    reason = (
+        F.when(was & other.isNull(), "gone from pool")
+        .when(other.isNull(), "new in pool")
+        .when(was & (other != "eligible"), F.concat(F.lit("now "), other))
+        .when(other != "eligible", F.concat(F.lit("no longer "), other))
+        .when(F.col("rank_before").eqNullSafe(F.col("rank_after")), "threshold moved")
+        .otherwise("score moved")
+    )
+    change = F.when(was, "left").otherwise("entered")
+    return joined.where(was != is_).select("uid", change.alias("change"), reason.alias("reason"))
+
+
+def against(store: Store, dataset: str, selection_id: str, path: Path) -> dict[str, Any]:
+    """A selection beside a published list (`.npy` of u8,u8): Jaccard, agreement by decile of score, missing uids."""
+    receipt = receipt_of(store, dataset, selection_id)
+    listed = read_list(store.spark, path).select("uid").distinct()
+    pairs = store.read(dataset, PAIRS).select("uid")
+    ours = store.read(dataset, SELECTIONS, where={"selection_id": selection_id}).select("uid")
+    theirs = listed.join(pairs, on="uid", how="left_semi")
+    num_listed, num_theirs = listed.count(), theirs.count()
+    both = ours.join(theirs, on="uid", how="left_semi").count()
+    found: dict[str, Any] = {
+        "selected": int(receipt["num_rows"]), "listed": num_listed, "not_in_the_pool": num_listed - num_theirs,
+        "both": both, "jaccard": _share(both, int(receipt["num_rows"]) + num_theirs - both),
+    }  # fmt: skip
+    if ranking := ranked_by(receipt["rule"]):
+        found["agreement_by_decile"] = _by_decile(store, dataset, ranking, ours, theirs)
+    return found
+
+
+def _by_decile(
+    store: Store, dataset: str, ranking: tuple[str, str], ours: DataFrame, theirs: DataFrame
+) -> list[dict[str, Any]]:
+    """From the lowest scores to the highest: pairs, how many each side keeps, and on what share they agree."""
+    where = {"filter": ranking[0], "filter_version": ranking[1]}
+    scores = store.read(dataset, SCORES, where=where).where("status = 'ok'").select("uid", "score")
+    edges = sorted(set(scores.approxQuantile("score", [n / DECILES for n in range(1, DECILES)], 0.001)))
+    decile = sum((F.when(F.col("score") > edge, 1).otherwise(0) for edge in edges), F.lit(0))
+    marked = scores.select("uid", decile.alias("decile"))
+    for name, side in (("selected", ours), ("listed", theirs)):
+        marked = marked.join(side.select("uid", F.lit(1).alias(name)), on="uid", how="left")
+    counted = marked.fillna(0, ["selected", "listed"]).groupBy("decile")
+    rows = counted.agg(
+        F.count(F.lit(1)).alias("pairs"), F.sum("selected").alias("selected"), F.sum("listed").alias("listed"),
+        F.avg((F.col("selected") == F.col("listed")).cast("int")).alias("agreement"),
+    )  # fmt: skip
+    return [row.asDict() for row in rows.orderBy("decile").collect()]
+
+
+def read_list(spark: SparkSession, path: Path) -> DataFrame:
+    """(uid, num_repeats) of an `.npy` of dtype u8,u8, read by executors in ranges; the path must be one that they see.
+
+    Raises UserError for what is no such list.
+    """
+    try:
+        listed = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"wanted an .npy list of uids; found: {error}; fix: name one of dtype u8,u8") from None
+    if listed.dtype != UID_DTYPE or listed.ndim != 1:
+        raise UserError(f"{path}: wanted dtype u8,u8 in one dimension; found {listed.dtype} of shape {listed.shape}")
+    blocks = spark.range(max(1, -(-len(listed) // LIST_ROWS)))
+    # Python: npy is numpy's format.
+    uids = blocks.mapInPandas(_list_reader(str(path.absolute())), "uid string")
+    return uids.groupBy("uid").agg(F.count(F.lit(1)).cast("int").alias("num_repeats"))
+
+
+def _list_reader(path: str) -> Callable[[Iterator[pd.DataFrame]], Iterator[pd.DataFrame]]:
+    def read(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        listed = np.load(path, mmap_mode="r", allow_pickle=False)
+        for number in (int(n) for batch in batches for n in batch["id"]):
+            block = listed[number * LIST_ROWS : (number + 1) * LIST_ROWS]
+            yield pd.DataFrame({"uid": [f"{high:016x}{low:016x}" for high, low in block.tolist()]})
+
+    return read
+
+
+def _share(part: int, whole: int) -> float:
+    return round(part / whole, 6) if whole else 1.0
+
+
+def repeats_by_fraction(receipt: Mapping[str, Any], samples_seen: int) -> dict[str, Any]:
+    """How often a run of `samples_seen` samples sees each pair: of this selection, and of other shares of the eligible.
+
+    Fang et al. keep 15 % and see each pair 6.7 times at DataComp's scales, where the pool is seen once.
+    """
+    eligible, kept = int(receipt["facts"]["num_eligible"]), int(receipt["num_rows"])
+    shares = (0.01, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0)
+    table = {f"{share:.0%}": round(samples_seen / (share * eligible), 2) for share in shares} if eligible else {}
+    own = samples_seen / kept if kept else None
+    found: dict[str, Any] = {"this_selection": round(own, 2) if own else None, "by_fraction": table}
+    if own and own > MANY_REPEATS:
+        found["warning"] = (
+            f"{own:.1f} repeats: beyond about {MANY_REPEATS} a pair teaches little more (Goyal et al. 2024, "
+            "arXiv 2404.07177); a larger share may pay"
+        )
+    return found
+
+
+MANY_REPEATS = 10

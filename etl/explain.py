@@ -1,0 +1,76 @@
+"""One pair through every stage: what each said of it, and why a selection kept it or not. Reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from etl import judging
+from etl.receipts import Replay, receipts
+from etl.stage import Table, UserError
+from etl.store import Store
+from etl.tables import CONTAMINATED, DUPLICATES, EMBEDDINGS, IMAGE_SIGNALS, PAIRS, SCORES, SIGNALS
+
+SHOWN: tuple[tuple[Table, tuple[str, ...]], ...] = (
+    (PAIRS, ("status", "status_reason", "url", "text", "source", "shard", "image_format", "width_px", "height_px")),
+    (SIGNALS, ("language", "language_confidence", "num_words", "num_chars", "aspect_ratio")),
+    (IMAGE_SIGNALS, ("model", "model_version", "nsfw_score", "status")),
+    (DUPLICATES, ("method", "group_uid", "distance")),
+    (CONTAMINATED, ("eval_set", "method", "distance")),
+    (EMBEDDINGS, ("encoder", "encoder_version", "cosine", "status", "status_reason")),
+    (SCORES, ("filter", "filter_version", "score", "status")),
+)
+
+
+def explain(store: Store, dataset: str, uid: str) -> dict[str, Any]:
+    """Table -> its rows of the pair; `selections` -> selection -> kept, or what spoke against it.
+
+    Raises UserError where no pair has the uid.
+    """
+    found: dict[str, Any] = {}
+    for table, columns in SHOWN:
+        if store.exists(dataset, table):
+            rows = store.read(dataset, table).where(F.col("uid") == uid).select(*columns).collect()
+            found[table.name] = [{k: v for k, v in row.asDict().items() if v is not None} for row in rows]
+    if not found.get(PAIRS.name):
+        raise UserError(f"wanted a uid of {dataset}; found no pair {uid}; fix: 32 lower-case hex digits, as in `pairs`")
+    found["selections"] = {
+        f"{receipt['rule']['name']} {id_}": _verdict(store, dataset, uid, receipt)
+        for id_, receipt in receipts(store, dataset).items()
+    }
+    return found
+
+
+def _verdict(store: Store, dataset: str, uid: str, receipt: dict[str, Any]) -> str:
+    replay = Replay(store, dataset, receipt)
+    if obstacle := replay.obstacle():
+        return f"not known: {obstacle}"
+    inputs = replay.inputs
+    near = _group_members(inputs.get("duplicates"), uid)
+    only = {name: frame.where(F.col("uid").isin(near)) for name, frame in inputs.items()}
+    duplicates = only.pop("duplicates", None)
+    names = ("pairs", "signals", "image_signals", "scores", "contaminated")
+    gathered = judging.gather(replay.config, **{name: only.get(name) for name in names})  # type: ignore[arg-type]
+    judged = judging.judge(gathered, duplicates, replay.config, receipt["facts"]["tops"])
+    cuts = receipt["facts"]["cuts"]
+    own = judged.where(F.col("uid") == uid)
+    rows = own.select("verdict", "rank", "group", judging.is_kept(cuts).alias("is_kept")).collect()
+    if not rows:
+        return "not in the pool then"
+    row = rows[0]
+    if row["verdict"] != "eligible":
+        return str(row["verdict"])
+    cut = cuts.get(row["group"])
+    place = f" (rank {row['rank']:.4f}, cut {cut[0]:.4f})" if cut and replay.config.keep.is_ranked else ""
+    return ("kept" if row["is_kept"] else "below the cut") + place
+
+
+def _group_members(duplicates: DataFrame | None, uid: str) -> list[str]:
+    """The pair, and the members of its groups: which of them is kept decides about it."""
+    if duplicates is None:
+        return [uid]
+    groups = duplicates.where(F.col("uid") == uid).select("method", "group_uid").distinct()
+    members = duplicates.join(groups, on=["method", "group_uid"], how="left_semi").select("uid").distinct().collect()
+    return sorted({uid, *(row["uid"] for row in members)})

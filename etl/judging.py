@@ -1,0 +1,161 @@
+"""What a rule says of each pair. Reads frames; touches nothing, but for blocklists that it names.
+
+`gather` joins what the rule looks at, `judge` gives each pair what speaks against it first, or `eligible`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import reduce
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from etl.cut import find_cuts, lookup
+from etl.rule import COLUMNS, Condition
+from etl.stage import UserError, digest
+
+if TYPE_CHECKING:
+    from etl.stages.selection import Config, Unique
+
+
+def gather(config: Config, pairs: DataFrame, signals: DataFrame | None, image_signals: DataFrame | None,
+           scores: DataFrame | None, contaminated: DataFrame | None) -> DataFrame:  # fmt: skip
+    """A row per pair, with all that the rule looks at: uid, status, group, rank, of_NAME, is_contaminated, is_blocked.
+
+    A score that is no finite number is NULL.
+    """
+    blocked = _is_blocked(blocklist(config.exclude.blocklists, config.blocklist_sha256))
+    found = pairs.select(
+        "uid", "status", *(COLUMNS[name].column().alias(f"of_{name}") for name in config.reads("pairs")),
+        (F.col("width_px").cast("bigint") * F.col("height_px")).alias("area"), blocked.alias("is_blocked"),
+    )  # fmt: skip
+    if signals is not None:
+        own = [COLUMNS[name].column().alias(f"of_{name}") for name in config.reads("signals")]
+        found = found.join(signals.select("uid", *own), on="uid", how="left")
+    if image_signals is not None:
+        worst = image_signals.groupBy("uid").agg(F.max("nsfw_score").alias("of_nsfw_score"))
+        found = found.join(worst, on="uid", how="left")
+    for name, (filter_, version) in sorted(config.scored_by.items()):
+        own_scores = scores.where((F.col("filter") == filter_) & (F.col("filter_version") == version))  # type: ignore[union-attr]
+        score = F.when((F.col("status") == "ok") & (F.abs("score") < math.inf), F.col("score").cast("double"))
+        found = found.join(own_scores.select("uid", score.alias(f"of_{name}")), on="uid", how="left")
+    if contaminated is not None:
+        seen = contaminated.select("uid").distinct().withColumn("is_contaminated", F.lit(True))
+        found = found.join(seen, on="uid", how="left")
+    ranking = F.col(f"of_{config.keep.of}") if config.keep.top_fraction is not None else draw(config.seed)
+    group = F.coalesce(F.col(f"of_{config.keep.per}"), F.lit("")) if config.keep.per else F.lit("")
+    return found.withColumns({"rank": ranking, "group": group})
+
+
+def draw(seed: int) -> Column:
+    """A number in [0, 1) that follows from seed and uid alone: no `rand()`, so partitions cannot change it."""
+    digits = F.substring(F.md5(F.concat(F.lit(f"{seed}:"), F.col("uid"))), 1, 13)
+    return F.conv(digits, 16, 10).cast("double") / F.lit(float(16**13))
+
+
+def blocklist(paths: tuple[Path, ...], wanted_sha256: str = "") -> list[str]:
+    """The files' lines, without blanks and comments. Raises UserError where they changed since they were named."""
+    try:
+        lines = [line.strip() for path in paths for line in path.read_text().splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"exclude.blocklists: wanted text files; found: {error}") from None
+    found = sorted({line.lower() if "/" not in line else line for line in lines if line and line[0] != "#"})
+    if wanted_sha256 and digest(found) != wanted_sha256:
+        raise UserError("exclude.blocklists: wanted the lines that the rule was made with; found others; fix: restore")
+    return found
+
+
+def _is_blocked(lines: list[str]) -> Column:
+    """Whether a pair's uid, sha256, URL, domain, or a domain above it is in the list."""
+    if not lines:
+        return F.lit(False)
+    named = F.array(*map(F.lit, lines))
+    host = F.lower(F.regexp_extract("url", r"^[a-zA-Z][\w+.-]*://(?:[^/?#@]*@)?([^/?#:]+)", 1))
+    labels = F.split(host, r"\.")
+    domains = F.transform(F.sequence(F.lit(1), F.size(labels)), lambda i: F.array_join(F.slice(labels, i, 256), "."))
+    names = F.array_compact(F.array("uid", "sha256", "url"))
+    return F.arrays_overlap(named, F.concat(names, F.coalesce(domains, F.array().cast("array<string>"))))
+
+
+def tops(found: DataFrame, config: Config) -> list[dict[str, Any]]:
+    """The cut of each leaf of `where` that has a top_fraction: {of, top_fraction, ties, rank, uid}; rank None: none."""
+    leaves = _top_leaves(config)
+    population = found.where(F.col("status").isin(list(config.among)))
+    num_rows = population.count() if leaves else 0
+    cuts = []
+    for leaf in leaves:
+        ranked = population.select(F.lit("").alias("group"), F.col(f"of_{leaf.of}").alias("rank"), "uid")
+        ranked = ranked.where("rank IS NOT NULL")
+        fraction, num_scored = leaf.top_fraction or 0.0, ranked.count()
+        # DataComp's threshold is the value at index n, from 0, of the sorted values: that of the first row left out.
+        wanted = int(num_rows * fraction) + 1 if leaf.ties == "all" else math.floor(round(fraction * num_rows, 6))
+        cut = find_cuts(ranked, {"": min(wanted, num_scored)}).get("")
+        named = {"of": leaf.of, "top_fraction": leaf.top_fraction, "ties": leaf.ties}
+        cuts.append({**named, "rank": cut.rank if cut else None, "uid": cut.uid if cut else None})
+    return cuts
+
+
+def _top_leaves(config: Config) -> list[Condition]:
+    return list(dict.fromkeys(leaf for leaf in (config.where.leaves() if config.where else ()) if leaf.top_fraction))
+
+
+def _is_in_top(leaf: Condition, cut: Mapping[str, Any]) -> Column:
+    value = F.col(f"of_{leaf.of}")
+    if cut["rank"] is None:
+        return F.lit(False)
+    is_above: Column = value > cut["rank"]
+    is_at_cut: Column = value == cut["rank"]
+    return is_above | (is_at_cut if leaf.ties == "all" else is_at_cut & (F.col("uid") <= cut["uid"]))
+
+
+def judge(found: DataFrame, duplicates: DataFrame | None, config: Config, cuts: list[dict[str, Any]]) -> DataFrame:
+    """`found` with its verdict: what speaks against the pair first, or `eligible`."""
+    is_in_top = {leaf: _is_in_top(leaf, cut) for leaf, cut in zip(_top_leaves(config), cuts, strict=True)}
+    fulfils = config.where.column(is_in_top) if config.where else F.lit(True)
+    nsfw = config.exclude.nsfw_above
+    reasons = {
+        "contaminated": F.col("is_contaminated") if config.exclude.contaminated else F.lit(False),
+        "blocked": F.col("is_blocked"),
+        "nsfw": F.coalesce(F.col("of_nsfw_score") > F.lit(nsfw).cast("float"), F.lit(False))
+        if nsfw is not None
+        else F.lit(False),
+        "outside_rule": ~fulfils,
+        "no_score": F.col("rank").isNull(),
+    }
+    status = F.when(~F.col("status").isin(list(config.among)), F.col("status"))
+    verdict = reduce(lambda so_far, item: so_far.when(item[1], item[0]), reasons.items(), status).otherwise("eligible")
+    judged = found.withColumn("verdict", verdict)
+    if duplicates is None or config.unique is None:
+        return judged
+    losers = _losers(judged.where("verdict = 'eligible'"), duplicates, config.unique)
+    return judged.join(losers.withColumn("is_duplicate", F.lit(True)), on="uid", how="left").withColumn(
+        "verdict", F.when(F.col("is_duplicate"), "duplicate").otherwise(F.col("verdict"))
+    )
+
+
+def _losers(eligible: DataFrame, duplicates: DataFrame, unique: Unique) -> DataFrame:
+    """uids of members of a group that are not the one kept of it, by any method."""
+    first = F.lit(0.0)
+    if unique.highest:
+        first = F.coalesce(-F.col(f"of_{unique.highest}"), F.lit(math.inf))
+    if unique.keep == "largest_image":
+        first = -F.coalesce(F.col("area"), F.lit(0)).cast("double")
+    members = duplicates.where(F.col("method").isin(list(unique.by))).select("method", "group_uid", "uid")
+    members = members.join(eligible.select("uid", F.struct(first, F.col("uid")).alias("order")), on="uid", how="inner")
+    # An aggregate, not a window: a group of a third of all rows is folded before it is shuffled.
+    kept = members.groupBy("method", "group_uid").agg(F.min_by("uid", "order").alias("kept_uid"))
+    others = members.join(kept, on=["method", "group_uid"], how="inner").where("uid != kept_uid")
+    return others.select("uid").distinct()
+
+
+def is_kept(cuts: Mapping[str, Any]) -> Column:
+    """Whether a row is at or above the cut of its group."""
+    if not cuts:
+        return F.lit(False)
+    rank = lookup(F.col("group"), {group: cut[0] for group, cut in cuts.items()})
+    uid = lookup(F.col("group"), {group: cut[1] for group, cut in cuts.items()})
+    return (F.col("rank") > rank) | ((F.col("rank") == rank) & (F.col("uid") <= uid))

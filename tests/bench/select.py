@@ -1,0 +1,169 @@
+"""Part `select`: the exact top 15 % of many scores. `make bench PART=select`; --large adds a billion rows.
+
+Rows (CPU seconds of the whole process tree, ours / theirs; the session is started before):
+
+    select_vs_duckdb_20m        the cut of `etl/cut.py` and the rows above it written: against duckdb's exact
+                                ORDER BY score DESC, uid LIMIT, written too
+    select_vs_spark_orderby     how many times as long Spark's own orderBy.limit takes
+    select_100m_vs_20m          five times the rows
+    select_1b_vs_100m           ten times, with --large
+    driver_memory_100m_vs_20m   peak memory of the driver's Python and JVM while it selects
+
+All sides read the same parquet files (uid, score) and write what they keep; both must keep the same uids.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+import duckdb
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from etl.cut import find_cut
+from tests.bench import ours
+from tests.bench.measure import OUT, TREE, Rates, Ratio, Side, compare, interleaved, report, say
+
+FRACTION = 0.15
+SECONDS = "CPU seconds"
+
+
+def scores(spark: SparkSession, num_rows: int) -> Path:
+    """Parquet of (uid, score): a normal distribution in float32, in which many scores are equal. Made once."""
+    out = OUT / "data" / f"scores-{num_rows}"
+    if not (out / "_SUCCESS").exists():
+        say(f"making {num_rows:,} scores")
+        ids = spark.range(0, num_rows, 1, max(2, num_rows // 5_000_000))
+        # Twelve uniform numbers of one hash: their sum is normal enough, and the same on every machine.
+        parts = [F.pmod(F.xxhash64("id", F.lit(n)), F.lit(1 << 20)) for n in range(12)]
+        score = (sum(parts[1:], parts[0]) / float(1 << 20) - 6.0).cast("float")
+        ids.select(F.md5(F.col("id").cast("string")).alias("uid"), score.alias("score")).write.mode(
+            "overwrite"
+        ).parquet(str(out))
+    return out
+
+
+def by_cut(spark: SparkSession, source: Path, num_rows: int) -> Side:
+    def run() -> float:
+        rows = spark.read.parquet(str(source))
+        rank, uid = find_cut(rows.select("uid", F.col("score").cast("double").alias("rank")), int(FRACTION * num_rows))
+        is_kept = (F.col("score") > rank) | ((F.col("score") == rank) & (F.col("uid") <= uid))
+        rows.where(is_kept).write.mode("overwrite").parquet(str(_out("cut")))
+        return 1.0
+
+    return run
+
+
+def by_spark(spark: SparkSession, source: Path, num_rows: int) -> Side:
+    def run() -> float:
+        ordered = spark.read.parquet(str(source)).orderBy(F.col("score").desc(), "uid")
+        ordered.limit(int(FRACTION * num_rows)).write.mode("overwrite").parquet(str(_out("spark")))
+        return 1.0
+
+    return run
+
+
+def by_duckdb(source: Path, num_rows: int) -> Side:
+    def run() -> float:
+        with duckdb.connect(config={"threads": 2}) as database:
+            database.execute(
+                f"COPY (SELECT uid, score FROM read_parquet('{source}/*.parquet') ORDER BY score DESC, uid "
+                f"LIMIT {int(FRACTION * num_rows)}) TO '{_out('duckdb.parquet')}' (FORMAT parquet)"
+            )
+        return 1.0
+
+    return run
+
+
+def _out(name: str) -> Path:
+    return OUT / "data" / f"kept-{name}"
+
+
+def same_uids(spark: SparkSession, num_rows: int) -> str:
+    """That both sides kept the same, in words. Raises AssertionError."""
+    sums = [_sum(spark.read.parquet(str(_out(name)))) for name in ("cut", "duckdb.parquet")]
+    assert sums[0] == sums[1], f"the sides kept other uids: {sums}"
+    return f"both keep the same {sums[0][0]:,} of {num_rows:,}"
+
+
+def _sum(kept: DataFrame) -> tuple[int, int]:
+    row = kept.agg(F.count(F.lit(1)), F.sum(F.xxhash64("uid").cast("decimal(30,0)"))).first()
+    return (int(row[0]), int(row[1])) if row else (0, 0)
+
+
+def seconds(rates: Rates) -> Rates:
+    return [1 / rate for rate in rates]
+
+
+def peak_memory(side: Side) -> float:
+    """MB: the largest sum of resident memory of this process tree while a side runs."""
+    import threading
+
+    peak, done = [0.0], threading.Event()
+
+    def look() -> None:
+        while not done.wait(0.2):
+            pages = 0
+            for pid in TREE.look():
+                try:
+                    pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+                except OSError:  # it ended while we looked
+                    continue
+            peak[0] = max(peak[0], pages * 4096 / 1e6)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    side()
+    done.set()
+    thread.join()
+    return peak[0]
+
+
+def rows(spark: SparkSession, sizes: tuple[int, ...], repetitions: int) -> list[Ratio]:
+    first, *larger = sizes
+    source = scores(spark, first)
+    sides = {"cut": by_cut(spark, source, first), "duckdb": by_duckdb(source, first)}
+    rates, _ = interleaved(sides, repetitions=repetitions)
+    found = {name: seconds(values) for name, values in rates.items()}
+    note = same_uids(spark, first)
+    made = [compare("select_vs_duckdb_20m", found["cut"], found["duckdb"], SECONDS, "<= 3", note)]
+    ordered, _ = interleaved({"spark": by_spark(spark, source, first)}, repetitions=1)
+    theirs = seconds(ordered["spark"])
+    made.append(
+        compare("select_vs_spark_orderby", theirs, found["cut"][:1], SECONDS, ">= 10", "theirs / ours, one turn")
+    )
+    memory = peak_memory(sides["cut"])
+    before, names = found["cut"], {5: ("select_100m_vs_20m", "<= 5.5"), 10: ("select_1b_vs_100m", "<= 12")}
+    for size in larger:
+        side = by_cut(spark, scores(spark, size), size)
+        turns = 1 if size >= 10**9 else min(2, repetitions)
+        rates, _ = interleaved({"cut": side}, repetitions=turns)
+        now, (name, goal) = seconds(rates["cut"]), names[size // (first if size == larger[0] else larger[0])]
+        made.append(compare(name, now, before[: len(now)], SECONDS, goal))
+        if size == larger[0]:
+            peak = peak_memory(side)
+            made.append(compare("driver_memory_100m_vs_20m", [peak], [memory], "MB, workers too", "<= 1.3"))
+        before = now
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="tests.bench.select", description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="a hundredth of the rows: to see that all runs")
+    parser.add_argument("--large", action="store_true", help="a billion rows too: 40 GB of disk, an hour")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="for other parts; nothing here uses one"
+    )
+    given = parser.parse_args()
+    spark = ours.spark_session("local[2]")
+    sizes = (20_000_000, 100_000_000, *((10**9,) if given.large else ()))
+    made = rows(spark, tuple(size // 100 for size in sizes) if given.quick else sizes, 2 if given.quick else 3)
+    for name in ("cut", "spark"):
+        shutil.rmtree(_out(name), ignore_errors=True)
+    report("select-quick" if given.quick else "select", made)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""Receipts replayed and proved on real Delta tables, and the questions that they answer: diff, explain, against."""
+
+import json
+
+import numpy as np
+import pytest
+from helpers import frame, rows_of, uid
+
+from etl import compare
+from etl.explain import explain
+from etl.export import uid_list
+from etl.receipts import Replay, prove, receipt_of, receipts
+from etl.run import Runner
+from etl.stage import UserError
+from etl.stages import selection
+from etl.stages.selection import Config, Keep, Unique
+from etl.store import Store
+from etl.tables import DUPLICATES, PAIRS, SCORES, SELECTIONS
+from models.data import UID_DTYPE, uid_to_u8
+
+F1 = {"filter": "f", "filter_version": "v"}
+RULE = Config(keep=Keep(top_fraction=0.5), unique=Unique(by=("sha256",)), scored_by={"dfn": ("f", "v")})
+
+
+def scored(numbers):
+    return [{**F1, "uid": uid(n), "score": n / 100, "status": "ok"} for n in numbers]
+
+
+@pytest.fixture(scope="module")
+def grown(spark, tmp_path_factory):
+    """(store, receipt of 20 pairs, receipt after 10 more came, 17 became a duplicate, and 18 got another score)."""
+    store = Store(spark, str(tmp_path_factory.mktemp("receipts") / "tables"))
+    runner = Runner(store, {"pool": "pool"})
+
+    def put(table, rows, how=None):
+        if not store.exists("pool", table):
+            store.create("pool", table)
+        if how is None:
+            store.append_once(frame(spark, table, rows), "pool", table, content=str(rows), note={"slice": {}})
+        else:
+            store.replace(frame(spark, table, rows), "pool", table, where=how, note={"slice": how})
+
+    def place(n):
+        return {"shard": "a.tar", "offset_bytes": n * 512, "size_bytes": 1}
+
+    put(PAIRS, [{"uid": uid(n), "status": "ok", "text": f"caption {n}", **place(n)} for n in range(19)])
+    put(PAIRS, [{"uid": uid(19), "status": "decode_error", "status_reason": "cut"}])
+    put(SCORES, scored(range(20)))
+    first = runner.run(selection.STAGE, "pool", RULE)
+    again = runner.run(selection.STAGE, "pool", RULE)
+    assert (first.is_up_to_date, again.is_up_to_date) == (False, True)
+    put(PAIRS, [{"uid": uid(n), "status": "ok", **place(n)} for n in range(20, 30)])
+    scores = scored(range(30))
+    scores[18] |= {"score": -1.0}
+    put(SCORES, scores, F1)
+    put(DUPLICATES, [{"method": "sha256", "uid": uid(n), "group_uid": uid(16), "distance": 0.0} for n in (16, 17)])
+    second = runner.run(selection.STAGE, "pool", RULE)
+    return store, *(receipt_of(store, "pool", str(run.slice["selection_id"])) for run in (first, second))
+
+
+def kept(store, receipt):
+    rows = store.read("pool", SELECTIONS, where={"selection_id": receipt["selection_id"]})
+    return sorted(int(row[1], 16) for row in rows_of(rows, "selection_id", "uid"))
+
+
+def test_a_receipt_is_replayed_from_time_travel_on_any_partitions(grown):
+    store, first, second = grown
+    assert kept(store, first) == list(range(10, 19))  # half of 19 that are ok, floored
+    assert kept(store, second) == [13, 14, 15, 16, *range(20, 30)]  # half of 28
+    store.spark.conf.set("spark.sql.shuffle.partitions", "13")
+    try:
+        proofs = [prove(store, "pool", json.loads(json.dumps(receipt, default=str))) for receipt in (first, second)]
+    finally:
+        store.spark.conf.set("spark.sql.shuffle.partitions", "2")
+    assert [(p.how, p.is_proved, p.hash, p.num_rows) for p in proofs] == [
+        ("replayed", True, r["hash"], r["num_rows"]) for r in (first, second)
+    ]
+
+
+def test_a_receipt_that_tells_another_story_is_not_proved(grown):
+    store, first, _ = grown
+    for change in (
+        {"hash": "0" * 32},
+        {"num_rows": 1},
+        {"rule": {**first["rule"], "keep": {**first["rule"]["keep"], "top_fraction": 0.4}}},
+    ):
+        assert not prove(store, "pool", {**first, **change}).is_proved
+    with pytest.raises(UserError, match="another"):
+        assert Replay(store, "pool", {**first, "rule": {"filter": "old"}}).inputs
+    assert prove(store, "pool", {**first, "rule": {"filter": "old"}}).how == "stored"
+
+
+def test_diff_says_who_came_and_went_and_why(grown):
+    store, first, second = grown
+    was, is_ = set(kept(store, first)), set(kept(store, second))
+    found = compare.diff(store, "pool", first["selection_id"], second["selection_id"])
+    assert (found["both"], found["left"], found["entered"]) == (len(was & is_), len(was - is_), len(is_ - was))
+    why = {"entered: new in pool": 10, "left: now duplicate": 1, "left: score moved": 1}
+    assert {k: v for k, v in found["why"].items() if "threshold" not in k} == why
+    assert found["why"]["left: threshold moved"] == len(was - is_) - 2
+    same = compare.diff(store, "pool", first["selection_id"], first["selection_id"])
+    assert (same["jaccard"], same["why"]) == (1.0, {})
+    back = compare.diff(store, "pool", second["selection_id"], first["selection_id"])["why"]
+    assert back["left: gone from pool"] == 10 and back["entered: no longer duplicate"] == 1
+
+
+def test_explain_tells_every_verdict_on_a_pair(grown):
+    store, first, second = grown
+    names = [f"dfn {receipt['selection_id']}" for receipt in (first, second)]
+
+    def verdicts(n):
+        found = explain(store, "pool", uid(n))["selections"]
+        return [found[name] for name in names]
+
+    assert verdicts(12) == ["kept (rank 0.1200, cut 0.1000)", "below the cut (rank 0.1200, cut 0.1300)"]
+    assert verdicts(17) == ["kept (rank 0.1700, cut 0.1000)", "duplicate"]
+    assert verdicts(19) == ["decode_error", "decode_error"]
+    assert verdicts(25)[0] == "not in the pool then"
+    found = explain(store, "pool", uid(17))
+    assert found["pairs"][0]["text"] == "caption 17" and found["duplicates"][0]["group_uid"] == uid(16)
+    with pytest.raises(UserError, match="found no pair"):
+        explain(store, "pool", uid(99))
+
+
+def test_a_published_list_is_compared_by_decile_of_score(grown, tmp_path):
+    store, _, second = grown
+    ours = kept(store, second)
+    theirs = [*ours[3:], 0, 1, 77]
+    np.save(tmp_path / "theirs.npy", np.sort(uid_to_u8([uid(n) for n in theirs])))
+    found = compare.against(store, "pool", second["selection_id"], tmp_path / "theirs.npy")
+    deciles = found.pop("agreement_by_decile")
+    assert found == {
+        "selected": len(ours), "listed": len(theirs), "not_in_the_pool": 1, "both": len(ours) - 3,
+        "jaccard": round((len(ours) - 3) / (len(ours) + 2), 6),
+    }  # fmt: skip
+    assert [sum(d[name] for d in deciles) for name in ("pairs", "selected", "listed")] == [
+        30,
+        len(ours),
+        len(theirs) - 1,
+    ]
+    assert sum(round(d["pairs"] * (1 - d["agreement"])) for d in deciles) == 5
+    np.save(tmp_path / "wrong.npy", np.zeros((2, 2)))
+    for name in ("wrong.npy", "none.npy"):
+        with pytest.raises(UserError, match="wanted"):
+            compare.read_list(store.spark, tmp_path / name)
+
+
+def test_a_list_comes_back_as_it_was_written_whatever_its_blocks(grown, tmp_path, monkeypatch):
+    store, first, _ = grown
+    uid_list(store, "pool", first["selection_id"], tmp_path / "uids.npy")
+    assert np.load(tmp_path / "uids.npy").dtype == UID_DTYPE
+    assert rows_of(compare.read_list(store.spark, tmp_path / "uids.npy")) == [(uid(n), 1) for n in kept(store, first)]
+    np.save(tmp_path / "twice.npy", uid_to_u8([uid(5), uid(5), "f" * 32]))
+    assert rows_of(compare.read_list(store.spark, tmp_path / "twice.npy")) == [(uid(5), 2), ("f" * 32, 1)]
+
+
+def test_repeats_follow_from_the_samples_that_a_run_sees(grown):
+    receipt = {**grown[1], "num_rows": 150, "facts": {"num_eligible": 1000}}
+    found = compare.repeats_by_fraction(receipt, 1000)
+    assert found["this_selection"] == 6.67 and found["by_fraction"]["15%"] == 6.67 and "warning" not in found
+    assert found["by_fraction"]["100%"] == 1.0
+    assert "repeats" in compare.repeats_by_fraction(receipt, 2000)["warning"]
+
+
+def test_past_retention_the_stored_rows_are_proved(grown):
+    """Last: it takes the old versions away."""
+    store, first, second = grown
+    store.spark.conf.set("spark.databricks.delta.retentionDurationCheck.enabled", "false")
+    for table in (SCORES, PAIRS, SELECTIONS):
+        store.spark.sql(f"VACUUM {store.name('pool', table)} RETAIN 0 HOURS")
+    store.spark.conf.unset("spark.databricks.delta.retentionDurationCheck.enabled")
+    assert "is gone" in Replay(store, "pool", first).obstacle() and Replay(store, "pool", second).obstacle() is None
+    proofs = [prove(store, "pool", receipt) for receipt in (first, second)]
+    assert [(p.how, p.is_proved) for p in proofs] == [("stored", True), ("replayed", True)]
+    assert "not known" in compare.diff(store, "pool", first["selection_id"], second["selection_id"])["why"]
+    assert len(receipts(store, "pool")) == 2
+    store.spark.sql(f"DELETE FROM {store.name('pool', SELECTIONS)} WHERE uid = '{uid(12)}'")
+    assert not prove(store, "pool", first).is_proved
