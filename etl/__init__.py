@@ -5,7 +5,11 @@
     dedup       pairs                      -> duplicates         groups of same bytes, same perceptual hash
     decontaminate  pairs, evaluation pairs -> contaminated       pairs seen in an evaluation set
     embed       pairs                      -> embeddings         GPU: vectors, once per encoder version
+    image_signals  pairs                   -> image_signals      what a vision model says, in the pass of embed
+    features    npz files                  -> embeddings         in place of embed: vectors that a release came with
     score       embeddings                 -> scores             one row per pair and filter version
+    published_scores  metadata files       -> scores             in place of score: a column of a release
+    fusion      scores of other filters    -> scores             by rank or by range
     selection   all of the above           -> selections, receipts   a rule, and the proof of what it kept
 
 `stages/__init__.py` is the recipe. `loop.py` goes on from there: export, train, evaluate, gate, promote.

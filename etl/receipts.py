@@ -40,6 +40,13 @@ def receipt_of(store: Store, dataset: str, selection_id: str) -> dict[str, Any]:
     return known[selection_id]
 
 
+def cuts_of(store: Store, dataset: str, filter_version: str) -> list[float]:
+    """The thresholds of the selections that this filter ranked."""
+    rules = ((receipt, selection.ranked_by(receipt["rule"])) for receipt in receipts(store, dataset).values())
+    cuts = (receipt["facts"]["threshold"] for receipt, ranked in rules if ranked and ranked[1] == filter_version)
+    return [cut for cut in cuts if cut is not None]
+
+
 @dataclass(frozen=True)
 class Proof:
     """What became of a receipt that was held against the tables."""

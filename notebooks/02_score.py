@@ -64,13 +64,11 @@ scored = spark.sql("SELECT *, dfn_score(image, text) AS score FROM sample ORDER 
 
 import matplotlib.pyplot as plt
 
-from etl.receipts import receipts
-from etl.stages.selection import ranked_by
+from etl.receipts import cuts_of
 from models.images import decode_rgb
 from models.records import FilterRecord
 
-rules, record = receipts(project.store, pool).values(), FilterRecord.read(filter_)
-cuts = [r["facts"]["threshold"] for r in rules if ranked_by(r["rule"]) == (record.name, record.version)]
+cuts = cuts_of(project.store, pool, FilterRecord.read(filter_).version)
 threshold = cuts[-1] if cuts else scored["score"].quantile(0.85)
 scored["score"].plot.hist(bins=40, title=f"{len(scored)} pairs, cut at {threshold:.3f}").axvline(threshold, color="k")
 near = scored.loc[(scored["score"] - threshold).abs().sort_values().index[:12]].sort_values("score", ascending=False)

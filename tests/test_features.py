@@ -8,10 +8,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from helpers import rows_of, uid
 
 import etl.__main__
+import etl.cli
 from etl.config import load
 from etl.project import Project
 from etl.run import Runner
@@ -305,7 +308,7 @@ def test_a_kill_between_the_two_tables_of_a_chunk_costs_nothing(store, tmp_path,
 @pytest.fixture
 def dfn(spark, monkeypatch, capsys):
     """dfn(*arguments) -> (exit code, the last line of --json)."""
-    monkeypatch.setattr(etl.__main__, "stop_at_signals", lambda: None)
+    monkeypatch.setattr(etl.cli, "stop_at_signals", lambda: None)
 
     def call(*arguments):
         code = etl.__main__._run(partial(etl.__main__.app, [*arguments, "--json", "--quiet"]))
@@ -348,6 +351,32 @@ def test_the_clip_score_baseline_from_metadata_and_npz_alone(dfn, store, tmp_pat
     halves = [(int(u[:16], 16), int(u[16:], 16)) for u in top["l14"]]
     assert [tuple(map(int, u)) for u in np.load(tmp_path / "exported/uids.npy", allow_pickle=False)] == halves
     assert verify(f"{tmp_path}/exported") == []
+
+
+@pytest.mark.slow
+def test_a_published_column_alone_gives_datacomps_clip_score_list(dfn, tmp_path):
+    """No npz, no shard: the threshold is the value at index 30 % from the top, and its equals stay."""
+    rng = np.random.default_rng(8)
+    uids, scores = [rng.bytes(16).hex() for _ in range(100)], rng.integers(0, 12, 100).astype(np.float32) / 16
+    for n in range(2):
+        rows = slice(50 * n, 50 * n + 50)
+        columns = {"uid": uids[rows], "text": ["x"] * 50, "clip_l14_similarity_score": scores[rows]}
+        pq.write_table(pa.table(columns), tmp_path / f"{n:032x}.parquet")
+    conf = ["--conf", "datacomp", "--conf", "baselines/clip_score", "--set", f"output={tmp_path}/out"]
+    conf += ["--set", f"datasets.pool.metadata={tmp_path}/*.parquet"]
+    assert dfn("run", *conf, "--stage", "ingest") == (0, {"ingest.pool": {"ok": 2}})
+    code, receipt = dfn("select", *conf)
+    kept = scores >= -np.sort(-scores)[30]
+    assert (code, receipt["num_rows"]) == (0, int(kept.sum())) and kept.sum() > 31
+    assert dfn("export", receipt["selection_id"], f"{tmp_path}/exported", *conf)[0] == 0
+    halves = sorted((int(u[:16], 16), int(u[16:], 16)) for u, is_kept in zip(uids, kept, strict=True) if is_kept)
+    assert np.load(tmp_path / "exported/uids.npy", allow_pickle=False).tolist() == halves
+    proof = dfn("select", *conf, "--receipt", f"{tmp_path}/exported/manifest.json")
+    assert (proof[0], proof[1]["how"], proof[1]["is_proved"]) == (0, "replayed", True)
+    code, same = dfn("diff", receipt["selection_id"], *conf, "--against", f"{tmp_path}/exported/uids.npy")
+    assert (code, same["jaccard"], same["not_in_the_pool"]) == (0, 1.0, 0)
+    code, found = dfn("explain", uids[0], *conf)
+    assert found["selections"] == {f"clip_score {receipt['selection_id']}": "kept" if kept[0] else "outside_rule"}
 
 
 @pytest.mark.slow

@@ -9,6 +9,8 @@ import pandas as pd
 import pydantic
 import pytest
 from helpers import frame, rows_of, uid
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from etl import cut, judging
 from etl.cut import find_cut, find_cuts
@@ -353,3 +355,39 @@ def test_an_image_model_can_exclude(spark):
     config = Config(keep=Keep(all=True), exclude=Exclude(contaminated=False, nsfw_above=0.1))
     facts, rows, _ = selected(spark, config, pairs, image_signals=image_signals)
     assert kept_numbers(rows) == [1, 2, 3] and facts["num_rows_by_status"]["nsfw"] == 1
+
+
+ROWS = st.lists(
+    st.tuples(
+        st.sampled_from(["ok", "ok", "ok", "decode_error"]),
+        st.sampled_from([None, -1.0, 0.0, 0.25, 0.25, 0.5, math.nan, math.inf]),
+        st.booleans(),
+        st.integers(0, 4),
+        st.sampled_from(["en", "de", None]),
+    ),
+    max_size=40,
+)
+
+
+@given(rows=ROWS, fraction=st.sampled_from([0.1, 0.34, 0.5, 1.0]), seed=st.integers(0, 2**32))
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(rows=[], fraction=0.5, seed=0)
+@example(rows=[("ok", 0.25, False, 4, "en")], fraction=1.0, seed=0)
+def test_any_pool_is_cut_as_a_sort_cuts_it_and_every_exclusion_is_honoured(spark, rows, fraction, seed):
+    uids = random_uids(np.random.default_rng(seed), len(rows))
+    table = list(zip(uids, rows, strict=True))
+    pairs = [{"uid": u, "status": status} for u, (status, *_) in table]
+    scores = [{"uid": u, "score": score, "status": "ok"} for u, (_, score, *_) in table]
+    contaminated = [{"uid": u, "eval_set": "e", "method": "phash"} for u, (_, _, is_bad, *_) in table if is_bad]
+    signals = [{"uid": u, "num_words": words, "language": language} for u, (*_, words, language) in table]
+    where = {"any": [{"of": "num_words", "above": 2}, {"not": {"of": "language", "is_in": ["de"]}}]}
+    config = Config(keep=Keep(top_fraction=fraction), where=Condition.model_validate(where), **F1)
+    facts, found, (receipt,) = selected(spark, config, pairs, scores, contaminated, signals=signals, partitions=3)
+    eligible = {}
+    for u, (status, score, is_bad, words, language) in table:
+        is_number = score is not None and math.isfinite(score)
+        if status == "ok" and not is_bad and (words > 2 or language != "de") and is_number:
+            eligible[u] = score
+    kept = sorted(eligible, key=lambda u: (-eligible[u], u))[: math.floor(round(fraction * len(eligible), 6))]
+    assert [row[1] for row in found] == sorted(kept)
+    assert (receipt["hash"], sum(facts["num_rows_by_status"].values())) == (receipt_hash(kept), len(rows))

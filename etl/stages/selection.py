@@ -126,7 +126,8 @@ class Config(StageConfig):
 
 def ranked_by(rule: Mapping[str, Any]) -> tuple[str, str] | None:
     """(filter, version) whose scores ranked the pairs, from a receipt's rule; None where no score did."""
-    found = rule["scored_by"].get(rule["keep"]["of"]) if rule["keep"]["top_fraction"] is not None else None
+    scored_by = rule.get("scored_by", {})  # a receipt of before has none
+    found = scored_by.get(rule["keep"]["of"]) if scored_by and rule["keep"]["top_fraction"] is not None else None
     return (found[0], found[1]) if found else None
 
 
