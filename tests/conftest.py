@@ -45,11 +45,3 @@ def tiny(spark, tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_output(tiny) -> Path:
     return tiny[0].config.output_folder
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for the marks
-def pytest_collection_modifyitems(items):
-    """Under `-n`: what shares a costly fixture runs in one process, all of a file together else."""
-    for item in items:
-        name = "tiny" if {"tiny", "tiny_output"} & set(item.fixturenames) else item.module.__name__
-        item.add_marker(pytest.mark.xdist_group(name))
