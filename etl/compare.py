@@ -16,11 +16,13 @@ from etl.stage import UserError
 from etl.stages.selection import ranked_by
 from etl.store import Store
 from etl.tables import PAIRS, SCORES, SELECTIONS
-from models.data import UID_DTYPE
+from models.data import UID_DTYPE, u8_to_uid
 
 LIST_ROWS = 1 << 20
 """uids of a list that a task reads at a time."""
 DECILES = 10
+MANY_REPEATS = 10
+"""From here on `repeats_by_fraction` warns: our choice, for no source gives one number."""
 
 
 def diff(store: Store, dataset: str, before: str, after: str) -> dict[str, Any]:
@@ -126,7 +128,7 @@ def _list_reader(path: str) -> Callable[[Iterator[pd.DataFrame]], Iterator[pd.Da
         listed = np.load(path, mmap_mode="r", allow_pickle=False)
         for number in (int(n) for batch in batches for n in batch["id"]):
             block = listed[number * LIST_ROWS : (number + 1) * LIST_ROWS]
-            yield pd.DataFrame({"uid": [f"{high:016x}{low:016x}" for high, low in block.tolist()]})
+            yield pd.DataFrame({"uid": u8_to_uid(block)})
 
     return read
 
@@ -147,10 +149,7 @@ def repeats_by_fraction(receipt: Mapping[str, Any], samples_seen: int) -> dict[s
     found: dict[str, Any] = {"this_selection": round(own, 2) if own else None, "by_fraction": table}
     if own and own > MANY_REPEATS:
         found["warning"] = (
-            f"{own:.1f} repeats: beyond about {MANY_REPEATS} a pair teaches little more (Goyal et al. 2024, "
-            "arXiv 2404.07177); a larger share may pay"
+            f"{own:.1f} repeats: what a pair teaches falls with each (Goyal et al. 2024, arXiv 2404.07177); "
+            "a larger share may pay"
         )
     return found
-
-
-MANY_REPEATS = 10

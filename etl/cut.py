@@ -48,14 +48,14 @@ def find_cuts(ranked: DataFrame, num_kept: Mapping[str, int]) -> dict[str, Cut]:
 
     Args:
         ranked: group, rank (double, finite), uid.
-        num_kept: group -> how many are kept: at least 1, at most as many as it has.
+        num_kept: group -> how many are kept; more than it has are all that it has. None of 0: no cut.
     """
     wanted = {group: num for group, num in num_kept.items() if num}
     if not wanted:
         return {}
     totals = ranked.where(F.col("group").isin(list(wanted))).groupBy("group")
     found = totals.agg(F.min("rank").alias("low"), F.max("rank").alias("high"), F.count(F.lit(1)).alias("n")).collect()
-    spans = {r["group"]: _Span(r["low"], r["high"], r["n"], wanted[r["group"]]) for r in found}
+    spans = {r["group"]: _Span(r["low"], r["high"], r["n"], min(wanted[r["group"]], r["n"])) for r in found}
     while wide := {g: s for g, s in spans.items() if s.num_rows > FEW and s.low < s.high}:
         spans |= _refined(ranked, wide)
     few = {group: span for group, span in spans.items() if span.num_rows <= FEW}

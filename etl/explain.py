@@ -62,8 +62,8 @@ def _verdict(store: Store, dataset: str, uid: str, receipt: dict[str, Any]) -> s
     row = rows[0]
     if row["verdict"] != "eligible":
         return str(row["verdict"])
-    cut = cuts.get(row["group"])
-    place = f" (rank {row['rank']:.4f}, cut {cut[0]:.4f})" if cut and replay.config.keep.is_ranked else ""
+    cut = (cuts or {}).get(row["group"])
+    place = f" (rank {row['rank']:.4f}, cut {cut[0]:.4f})" if cut else ""
     return ("kept" if row["is_kept"] else "below the cut") + place
 
 

@@ -89,11 +89,11 @@ class FusionSpec(StageConfig):
 class FilterSpec(StageConfig):
     """One of these."""
 
-    folder: str | None = None
+    folder: str | None = pydantic.Field(default=None, min_length=1)
     """A folder that training or `dfn` wrote, or models:/NAME@ALIAS."""
     cosine: Literal[True] | None = None
     """The cosine of the encoder's own vectors, known as the CLIP score."""
-    column: str | None = None
+    column: str | None = pydantic.Field(default=None, min_length=1)
     """Scores that a release published, by their column in its metadata, such as clip_l14_similarity_score."""
     s_clip_loss: SClipLossSpec | None = None
     norm_sim: NormSimSpec | None = None
@@ -129,6 +129,8 @@ def problem(filters: Mapping[str, FilterSpec], datasets: Mapping[str, object]) -
         for needed in spec.needs():
             if needed not in filters:
                 return f"filters.{name}: wanted one of {', '.join(filters)}; found {needed}"
+            if not spec.fusion and (filters[needed].fusion or filters[needed].column):
+                return f"filters.{name}.base: wanted a filter that reads vectors; found {needed}"
         for dataset in spec.datasets():
             if dataset not in datasets:
                 return f"filters.{name}: wanted one of the datasets {', '.join(datasets)}; found {dataset}"

@@ -28,7 +28,7 @@ from models import formulas
 from models.filters import Filter, save_filter
 from models.fit import clusters, linear_probe, mark_targets
 from models.formulas import Formula
-from models.records import RECORD, FilterRecord, RegistryError
+from models.records import RECORD, FilterRecord, RegistryError, sha256_file
 
 MAX_DRAWN_BYTES = 256 << 20
 """Of vectors that the driver takes to make a filter."""
@@ -92,14 +92,10 @@ class Filters:
             return filter_folder(self.project, spec.folder)
         if spec.cosine:
             return self.project.cosine_filter()
-        if spec.column or spec.fusion:
-            raise UserError(
-                f"filter {name}: wanted one that reads vectors; found {'column' if spec.column else 'fusion'}"
-            )
         base = spec.needs()[0] if spec.needs() else None
         under = Filter.load(self.folder(base)) if base else None
         versions = [(n, self._data_version(n)) for n in spec.datasets() if n != self.pool]
-        files = [(str(f), _stamp(f)) for f in _files(spec)]
+        files = [_sha256(path) for path in _files(spec)]
         record, _ = self.project.encoder
         key = digest(
             1, name, spec.model_dump(mode="json"), under.version if under else None, record.version, versions, files
@@ -108,9 +104,14 @@ class Filters:
         if not (folder / RECORD).exists():
             self.project.say(f"making filter {name}")
             space = under or Filter(_own_space(record, name), None)
-            formula, provenance = self._formula(spec, space)
-            provenance["version_of_pool"] = str(self._data_version(self.pool))
-            save_filter(folder, space.heads, encoder_record=record, name=name, formula=formula, provenance=provenance)
+            try:
+                formula, provenance = self._formula(spec, space)
+                provenance["version_of_pool"] = str(self._data_version(self.pool))
+                save_filter(
+                    folder, space.heads, encoder_record=record, name=name, formula=formula, provenance=provenance
+                )
+            except ValueError as error:  # too few pairs, towers that share no space, numbers that are none
+                raise UserError(f"filter {name}: {error}") from None
         return folder
 
     def _formula(self, spec: FilterSpec, space: Filter) -> tuple[Formula, dict[str, str]]:
@@ -217,12 +218,11 @@ def _files(spec: FilterSpec) -> list[Path]:
     return [path for path in named if path]
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def _sha256(path: Path) -> str:
     try:
-        stat = path.stat()
+        return sha256_file(path)
     except OSError as error:
         raise UserError(f"filters: wanted an .npy file; found: {error}") from None
-    return stat.st_size, stat.st_mtime_ns
 
 
 def _npy(path: Path, width: int) -> Any:

@@ -46,7 +46,9 @@ def gather(config: Config, pairs: DataFrame, signals: DataFrame | None, image_si
     if contaminated is not None:
         seen = contaminated.select("uid").distinct().withColumn("is_contaminated", F.lit(True))
         found = found.join(seen, on="uid", how="left")
-    ranking = F.col(f"of_{config.keep.of}") if config.keep.top_fraction is not None else draw(config.seed)
+    ranking = draw(config.seed) if config.keep.is_ranked else F.lit(0.0)
+    if config.keep.top_fraction is not None:
+        ranking = F.col(f"of_{config.keep.of}")
     group = F.coalesce(F.col(f"of_{config.keep.per}"), F.lit("")) if config.keep.per else F.lit("")
     return found.withColumns({"rank": ranking, "group": group})
 
@@ -90,10 +92,10 @@ def tops(found: DataFrame, config: Config) -> list[dict[str, Any]]:
     for leaf in leaves:
         ranked = population.select(F.lit("").alias("group"), F.col(f"of_{leaf.of}").alias("rank"), "uid")
         ranked = ranked.where("rank IS NOT NULL")
-        fraction, num_scored = leaf.top_fraction or 0.0, ranked.count()
+        fraction = leaf.top_fraction or 0.0
         # DataComp's threshold is the value at index n, from 0, of the sorted values: that of the first row left out.
         wanted = int(num_rows * fraction) + 1 if leaf.ties == "all" else math.floor(round(fraction * num_rows, 6))
-        cut = find_cuts(ranked, {"": min(wanted, num_scored)}).get("")
+        cut = find_cuts(ranked, {"": wanted}).get("")
         named = {"of": leaf.of, "top_fraction": leaf.top_fraction, "ties": leaf.ties}
         cuts.append({**named, "rank": cut.rank if cut else None, "uid": cut.uid if cut else None})
     return cuts
@@ -152,10 +154,10 @@ def _losers(eligible: DataFrame, duplicates: DataFrame, unique: Unique) -> DataF
     return others.select("uid").distinct()
 
 
-def is_kept(cuts: Mapping[str, Any]) -> Column:
-    """Whether a row is at or above the cut of its group."""
+def is_kept(cuts: Mapping[str, Any] | None) -> Column:
+    """Whether an eligible row is at or above the cut of its group; None: there is no cut, all are kept."""
     if not cuts:
-        return F.lit(False)
+        return F.lit(cuts is None)
     rank = lookup(F.col("group"), {group: cut[0] for group, cut in cuts.items()})
     uid = lookup(F.col("group"), {group: cut[1] for group, cut in cuts.items()})
     return (F.col("rank") > rank) | ((F.col("rank") == rank) & (F.col("uid") <= uid))

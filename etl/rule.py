@@ -134,21 +134,3 @@ class Condition(StageConfig):
             bounds = {name: bound.cast("float").cast("double") for name, bound in bounds.items()}
         tests = [BOUNDS[name](value, bound) for name, bound in bounds.items()]
         return reduce(Column.__and__, tests) & ~F.isnan(value)
-
-    def __str__(self) -> str:
-        """As YAML has it, on one line."""
-        if self.of is None:
-            name, inner = (
-                next((n, v) for n, v in (("all", self.all), ("any", self.any)) if v is not None)
-                if self.not_ is None
-                else ("not", (self.not_,))
-            )
-            return f"{name}({', '.join(map(str, inner))})"
-        tests = (*BOUNDS, "is_in", "top_fraction")
-        return f"{self.of} " + " ".join(
-            f"{n.replace('_', ' ')} {_shown(getattr(self, n))}" for n in tests if getattr(self, n) is not None
-        )
-
-
-def _shown(value: Any) -> str:
-    return ", ".join(value) if isinstance(value, tuple) else f"{value:g}"

@@ -124,6 +124,8 @@ def test_what_cannot_be_made_is_told_before_anything_is_scored(many, tmp_path):
         with pytest.raises(UserError, match=match):
             book.scored_by(["x"])
 
+    refused("{s_clip_loss: {batch_size: 10}}", "share no space")
+    refused("{clusters: {target: {dataset: clean}, num_clusters: 401}}", "at least 401 images")
     refused("{s_clip_loss: {num_batches: 1000, batch_size: 4096}}", "at most")
     refused(f"{{norm_sim: {{target: {{npy: {tmp_path}/narrow.npy}}}}}}", r"shape \(rows, 1280\)")
     refused(f"{{clusters: {{target: {{npy: {tmp_path}/none.npy}}}}}}", "none.npy")
@@ -138,6 +140,12 @@ def test_what_cannot_be_made_is_told_before_anything_is_scored(many, tmp_path):
         ("filters.x={fusion: {of: {x: 1, y: 1}}}", "found y"),
         ("filters={x: {fusion: {of: {x: 1, y: 1}}}, y: {cosine: true}}", "circle"),
         ("filters.x={fusion: {of: {dfn: 1}}}", "at least 2"),
+        (
+            "filters={x: {norm_sim: {target: {dataset: clean}, base: y}}, y: {fusion: {of: {z: 1, w: 1}}}, "
+            "z: {cosine: true}, w: {cosine: true}}",
+            "filters.x.base: wanted a filter that reads vectors; found y",
+        ),
+        ("filters.x={folder: ''}", "at least 1 character"),
         ("filters.x={cosine: true, column: a}", "found cosine and column"),
         ("filters.num_words={cosine: true}", "no column has"),
         ("filters.x={column: clip}", "pools with metadata"),

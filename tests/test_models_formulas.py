@@ -64,7 +64,7 @@ def test_s_clip_loss_of_fixed_batches_ranks_as_the_published_form_does(tmp_path)
     kept = [draw.choice(1000, 200, replace=False).tolist() for _ in range(5)]
     sides = [unit(side).astype(np.float32)[kept] for side in (images, texts)]
     ours = filter_of(tmp_path, SClipLoss(*sides, pair_keys(images, texts)[np.array(kept)], 0.05)).score(images, texts)
-    assert stats.spearmanr(ours, published).statistic > 0.97  # 0.984 was found
+    assert stats.spearmanr(ours, published).statistic > 0.97  # 0.997 was found
 
 
 def test_norm_sim_is_that_of_a_direct_computation(tmp_path):

@@ -160,6 +160,7 @@ def test_all_ranks_nothing_and_heeds_the_rule_alone(spark):
         facts, rows, receipts = selected(spark, config, **given)
         kept = [n for n in range(60) if n not in gone | not_ok]
         assert rows == [("0123456789abcdef", uid(n), None, 1) for n in kept]
+        assert facts["cuts"] is facts["threshold"] is None
         assert sum(facts["num_rows_by_status"].values()) == 60
         assert receipts[0]["hash"] == receipt_hash(uid(n) for n in kept)
 

@@ -134,7 +134,7 @@ def ranked_by(rule: Mapping[str, Any]) -> tuple[str, str] | None:
 def prepare(pairs: DataFrame, signals: DataFrame | None = None, image_signals: DataFrame | None = None,
             scores: DataFrame | None = None, contaminated: DataFrame | None = None,
             duplicates: DataFrame | None = None, *, config: Config) -> Facts:  # fmt: skip
-    """The cuts: {cuts: group -> [rank, uid], tops, threshold, threshold_uid, num_eligible, num_rows_by_status}."""
+    """{cuts: group -> [rank, uid] or None, tops, threshold, threshold_uid, num_eligible, num_rows_by_status}."""
     found = gather(config, pairs, signals, image_signals, scores, contaminated)
     found = found.localCheckpoint()  # joined once, scanned often
     top_cuts = tops(found, config)
@@ -146,11 +146,13 @@ def prepare(pairs: DataFrame, signals: DataFrame | None = None, image_signals: D
     eligible = {row["group"]: int(row["count"]) for row in sizes if row["verdict"] == "eligible"}
     num_eligible = sum(eligible.values())
     num_kept = {group: config.keep.num_kept(count) for group, count in eligible.items()}
-    cuts = find_cuts(judged.where("verdict = 'eligible'").select("group", "rank", "uid"), num_kept)
+    ranked = judged.where("verdict = 'eligible'").select("group", "rank", "uid")
+    cuts = find_cuts(ranked, num_kept) if config.keep.is_ranked else {}
     total = sum(num_kept.values())
     only = cuts.get("") if not config.keep.per else None
+    found_cuts = {group: [cut.rank, cut.uid] for group, cut in sorted(cuts.items())}
     return {
-        "cuts": {group: [cut.rank, cut.uid] for group, cut in sorted(cuts.items())},
+        "cuts": found_cuts if config.keep.is_ranked else None,
         "tops": top_cuts,
         "threshold": only.rank if only else None,
         "threshold_uid": only.uid if only else None,
