@@ -26,9 +26,11 @@ CAPTIONS = [
     "ein roter Fuchs",
     "x" * 6,
     "a\nb\x00c de",
+    "abcdef\n",  # a word, and the end of line that fastText counts
 ]
 SIZES = [(200, 600), (199, 400), (600, 200), (200, 601), (1000, 999)]
-L14 = [0.1, 0.2, 0.2, 0.3, 0.3, 0.3, float("nan"), -0.5, 0.9]
+# 60 rows: of the 18 that are 30 % the last is a 0.7, and the threshold is the value after it.
+L14 = [0.9, 0.3, 0.7, 0.2, 0.8, 0.3, 0.2, float("nan"), -0.5, 0.1]
 B32 = [0.28, 0.27999, 0.28001, 0.5]
 
 

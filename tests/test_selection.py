@@ -285,6 +285,15 @@ def test_conditions_join_and_a_missing_value_fails_its_leaf(spark):
     assert judged_by(spark, {"of": "min_side_px", "above": 0, "below": 200}, pairs) == [1]
 
 
+def test_a_bound_is_met_by_the_same_number_in_a_table_of_floats(spark):
+    """A stored 0.7 is 0.69999999 in double precision, and a stored 0.1 is more than 0.1."""
+    pairs = [{"uid": uid(n), "status": "ok"} for n in range(4)]
+    scores = [{"uid": uid(n), "score": s, "status": "ok"} for n, s in enumerate((0.7, 0.1, 0.6999, 0.1001))]
+    known = {"scores": scores, "known": F1}
+    assert judged_by(spark, {"of": "dfn", "at_least": 0.7}, pairs, **known) == [0]
+    assert judged_by(spark, {"of": "dfn", "at_most": 0.1}, pairs, **known) == [1]
+
+
 def test_a_share_within_a_condition_is_of_the_whole_pool(spark):
     """`ties: all` is DataComp's: the threshold is the value at index int(n * fraction), and all not below are kept."""
     values = [0.9, 0.8, 0.8, 0.8, 0.5, 0.4, None, 0.3, 0.2, 0.1]
