@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -16,7 +15,7 @@ from etl.stage import UserError
 from etl.stages.selection import ranked_by
 from etl.store import Store
 from etl.tables import PAIRS, SCORES, SELECTIONS
-from models.data import UID_DTYPE, u8_to_uid
+from models.data import read_uids, u8_to_uid
 
 LIST_ROWS = 1 << 20
 """uids of a list that a task reads at a time."""
@@ -112,11 +111,9 @@ def read_list(spark: SparkSession, path: Path) -> DataFrame:
     Raises UserError for what is no such list.
     """
     try:
-        listed = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"wanted an .npy list of uids; found: {error}; fix: name one of dtype u8,u8") from None
-    if listed.dtype != UID_DTYPE or listed.ndim != 1:
-        raise UserError(f"{path}: wanted dtype u8,u8 in one dimension; found {listed.dtype} of shape {listed.shape}")
+        listed = read_uids(path)
+    except ValueError as error:
+        raise UserError(f"--against: {error}; fix: name a list of dtype u8,u8") from None
     blocks = spark.range(max(1, -(-len(listed) // LIST_ROWS)))
     # Python: npy is numpy's format.
     uids = blocks.mapInPandas(_list_reader(str(path.absolute())), "uid string")
@@ -125,7 +122,7 @@ def read_list(spark: SparkSession, path: Path) -> DataFrame:
 
 def _list_reader(path: str) -> Callable[[Iterator[pd.DataFrame]], Iterator[pd.DataFrame]]:
     def read(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-        listed = np.load(path, mmap_mode="r", allow_pickle=False)
+        listed = read_uids(Path(path))
         for number in (int(n) for batch in batches for n in batch["id"]):
             block = listed[number * LIST_ROWS : (number + 1) * LIST_ROWS]
             yield pd.DataFrame({"uid": u8_to_uid(block)})

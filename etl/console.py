@@ -80,6 +80,10 @@ def stop_at_signals() -> None:
         signal.signal(number, stop)
 
 
+WIDE = 100
+"""Characters of a mapping on one line; a longer one gets a line for each of its values."""
+
+
 def emit(result: Mapping[str, Any], *, as_json: bool) -> None:
     """The result: one JSON line for programs, aligned lines for people."""
     if as_json:
@@ -93,7 +97,7 @@ def _lines(result: Mapping[str, Any], indent: str) -> Iterator[str]:
     width = max((len(key) for key in result), default=0)
     for key, value in result.items():
         rows = value if isinstance(value, list) and value and all(isinstance(row, Mapping) for row in value) else []
-        if isinstance(value, Mapping) and any(isinstance(inner, Mapping) for inner in value.values()):
+        if isinstance(value, Mapping) and (_is_deep(value) or len(_flat(value)) > WIDE):
             yield f"{indent}{key}"
             yield from _lines(value, indent + "  ")
         elif rows:
@@ -102,5 +106,10 @@ def _lines(result: Mapping[str, Any], indent: str) -> Iterator[str]:
             yield f"{indent}{key:<{width}}  {_flat(value) if isinstance(value, Mapping) else value}"
 
 
+def _is_deep(value: Mapping[str, Any]) -> bool:
+    return any(isinstance(inner, Mapping) for inner in value.values())
+
+
 def _flat(row: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key}: {value}" for key, value in row.items()) or "-"
+    """On one line, without what is not set."""
+    return ", ".join(f"{key}: {value}" for key, value in row.items() if value is not None) or "-"

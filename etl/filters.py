@@ -25,6 +25,7 @@ from etl.stages.score import float16
 from etl.store import data_version
 from etl.tables import EMBEDDINGS
 from models import formulas
+from models.data import open_npy
 from models.filters import Filter, save_filter
 from models.fit import clusters, linear_probe, mark_targets
 from models.formulas import Formula
@@ -226,13 +227,10 @@ def _sha256(path: Path) -> str:
 
 
 def _npy(path: Path, width: int) -> Any:
-    """Rows of an `.npy`. Raises UserError for what is none, or of another width."""
-    try:
-        found = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"filters: wanted an .npy of vectors; found: {error}") from None
+    """Rows of an `.npy`. Raises ValueError for what is none, or of another width."""
+    found = open_npy(path)
     if found.ndim != 2 or found.shape[1] != width or found.dtype.kind != "f":
-        raise UserError(f"{path}: wanted floats of shape (rows, {width}); found {found.dtype} of shape {found.shape}")
+        raise ValueError(f"{path}: wanted floats of shape (rows, {width}); found {found.dtype} of shape {found.shape}")
     return found
 
 

@@ -44,16 +44,34 @@ def u8_to_uid(uids_N: Uids) -> list[str]:
     return [f"{high:016x}{low:016x}" for high, low in uids_N.tolist()]
 
 
-def read_uids(path: Path) -> Uids:
-    """A uid list as DataComp publishes them: `.npy`, dtype `u8,u8`. Never unpickles.
+def open_npy(path: Path) -> NDArray[Any]:
+    """The array of an `.npy` file, memory-mapped. Never unpickles.
 
     Raises:
-        ValueError: another dtype or shape, or a file that only pickle could read.
+        ValueError: no such file, or one that is no `.npy` of plain numbers.
     """
-    uids_N = np.load(path, allow_pickle=False)
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError as error:
+        raise ValueError(f"wanted an .npy file; found {path}: {error.strerror or error}") from None
+    except ValueError:  # numpy's text advises to unpickle it
+        raise ValueError(f"wanted an .npy file of plain numbers; found another kind of file: {path}") from None
+    if not isinstance(found, np.ndarray):
+        found.close()
+        raise ValueError(f"wanted an .npy file; found an archive: {path}")
+    return found
+
+
+def read_uids(path: Path) -> Uids:
+    """A uid list as DataComp publishes them: `.npy`, dtype `u8,u8`, memory-mapped. Never unpickles.
+
+    Raises:
+        ValueError: another dtype or shape, or no `.npy` file of plain numbers.
+    """
+    uids_N = open_npy(path)
     if uids_N.dtype != UID_DTYPE or uids_N.ndim != 1:
         raise ValueError(f"wanted a list of dtype {UID_DTYPE}; found {uids_N.dtype}, shape {uids_N.shape}: {path}")
-    return np.asarray(uids_N)
+    return uids_N
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from etl.console import emit
 
 RESULT = {
     "name": "x", "rows": {"ok": 3, "cut": 1}, "none": {}, "rule": {"keep": {"all": True}, "seed": 0},
-    "pairs": [{"uid": "a", "text": "b"}, {"uid": "c"}], "list": [1, 2],
+    "pairs": [{"uid": "a", "text": "b"}, {"uid": "c", "text": None}], "list": [1, 2],
+    "wide": {"one": "x" * 50, "two": "y" * 50},
 }  # fmt: skip
 
 
@@ -22,6 +23,9 @@ def test_people_get_a_line_for_each_value_and_what_holds_more_below_its_name(cap
         "pairs  uid: a, text: b",
         "pairs  uid: c",
         "list   [1, 2]",
+        "wide",
+        f"  one  {'x' * 50}",
+        f"  two  {'y' * 50}",
     ]
 
 

@@ -140,8 +140,16 @@ def test_a_published_list_is_compared_by_decile_of_score(grown, tmp_path):
     ]
     assert sum(round(d["pairs"] * (1 - d["agreement"])) for d in deciles) == 5
     np.save(tmp_path / "wrong.npy", np.zeros((2, 2)))
-    for name in ("wrong.npy", "none.npy"):
-        with pytest.raises(UserError, match="wanted"):
+    (tmp_path / "text.npy").write_text("uid")
+    np.savez(tmp_path / "archive.npz", np.zeros(2))
+    says = {
+        "wrong.npy": "found float64",
+        "none.npy": "No such file",
+        "text.npy": "another kind",
+        "archive.npz": "archive",
+    }
+    for name, found in says.items():
+        with pytest.raises(UserError, match=f"--against: wanted .*{found}"):
             compare.read_list(store.spark, tmp_path / name)
 
 

@@ -44,8 +44,9 @@ class Keep(StageConfig):
 
     @pydantic.model_validator(mode="after")
     def one_of(self) -> Keep:
-        if sum(value is not None for value in (self.top_fraction, self.random_fraction, self.all)) != 1:
-            raise ValueError("wanted exactly one of top_fraction, random_fraction, all")
+        choices = ("top_fraction", "random_fraction", "all")
+        if len(found := [name for name in choices if getattr(self, name) is not None]) != 1:
+            raise ValueError(f"wanted exactly one of {', '.join(choices)}; found {', '.join(found) or 'none'}")
         return self
 
     @property
