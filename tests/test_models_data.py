@@ -102,7 +102,7 @@ def test_a_pickled_npy_is_refused_and_its_payload_does_not_run(tmp_path):
             return (os.mkdir, (str(marker),))
 
     np.save(tmp_path / "bad.npy", np.array([Payload()], object), allow_pickle=True)
-    with pytest.raises(ValueError, match="wanted an .npy file of plain numbers"):
+    with pytest.raises(ValueError, match="of plain numbers"):
         read_uids(tmp_path / "bad.npy")
     np.save(tmp_path / "float.npy", np.zeros(3))
     with pytest.raises(ValueError, match="float64"):
