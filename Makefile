@@ -77,7 +77,7 @@ demo: set-up ## run the whole loop on public corpora, results in build/demo (ARG
 	@$(VENV)/bin/dfn loop --conf demo $(ARGS)
 
 test: set-up ## run the fast tests, in two processes (ARGS="-k word" goes to pytest)
-	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 slow: set-up ## run the slow tests: kills, Spark Connect
 	@$(VENV)/bin/python -m pytest -m slow $(ARGS)

@@ -84,7 +84,7 @@ def select(
     override: Set = [],  # noqa: B006
     filter: Annotated[str, typer.Option(help="What the rule calls dfn: a folder, models:/NAME@ALIAS, or cosine.")] = "",
     receipt: Annotated[str, typer.Option(help="Replay and prove this one instead: a selection, or a JSON file.")] = "",
-    samples_seen: Annotated[str, typer.Option(help="Of a training run, such as 128M: shows repeats per pair.")] = "",
+    samples_seen: Annotated[str, typer.Option(help="Of a training run, such as 128M: repeats, and what pays.")] = "",
     dataset: Dataset = "",
     json: Json = False,
     quiet: Quiet = False,
@@ -98,7 +98,8 @@ def select(
 
     budget = _samples(samples_seen)
     with configured(conf, override, quiet) as project:
-        from etl.compare import repeats_by_fraction
+        from etl.budget import repeats_by_fraction, which_pays
+        from etl.compare import churn
         from etl.filters import Filters
         from etl.receipts import prove, receipt_of
 
@@ -112,7 +113,11 @@ def select(
         settings = Filters(project, pool, _given(project, filter)).scoring(project.config.stages.selection)  # type: ignore[attr-defined]
         done = project.run(selection.STAGE, pool, settings)
         found = receipt_of(project.store, pool, str(done.slice["selection_id"]))
-        emit({**found, **({"samples_seen": repeats_by_fraction(found, budget)} if budget else {})}, as_json=json)
+        found |= {"churn": moved} if (moved := churn(project.store, pool, found)) else {}
+        if budget:
+            found["samples_seen"] = repeats_by_fraction(found, budget)
+            found["samples_seen"]["which_pays"] = which_pays(project, pool, found, budget)
+        emit(found, as_json=json)
 
 
 def _given(project: Any, filter: str) -> dict[str, Path]:

@@ -10,18 +10,29 @@ import pandas as pd
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from etl.receipts import Replay, receipt_of
+from etl.receipts import Replay, receipt_of, receipts
 from etl.stage import UserError
 from etl.stages.selection import ranked_by
 from etl.store import Store
-from etl.tables import PAIRS, SCORES, SELECTIONS
+from etl.tables import PAIRS, RUNS, SCORES, SELECTIONS
 from models.data import read_uids, u8_to_uid
 
 LIST_ROWS = 1 << 20
 """uids of a list that a task reads at a time."""
 DECILES = 10
-MANY_REPEATS = 10
-"""From here on `repeats_by_fraction` warns: our choice, for no source gives one number."""
+
+
+def overlap(store: Store, dataset: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """What two receipts share, how many pairs left and entered from the first to the second, and both thresholds."""
+    ids = [str(receipt["selection_id"]) for receipt in (first, second)]
+    rows = [store.read(dataset, SELECTIONS, where={"selection_id": id_}).select("uid") for id_ in ids]
+    both = rows[0].join(rows[1], on="uid", how="inner").count()
+    sizes = [int(first["num_rows"]), int(second["num_rows"])]
+    return {
+        "before": sizes[0], "after": sizes[1], "both": both, "left": sizes[0] - both, "entered": sizes[1] - both,
+        "jaccard": _share(both, sum(sizes) - both),
+        "threshold": [receipt["facts"].get("threshold") for receipt in (first, second)],
+    }  # fmt: skip
 
 
 def diff(store: Store, dataset: str, before: str, after: str) -> dict[str, Any]:
@@ -31,20 +42,34 @@ def diff(store: Store, dataset: str, before: str, after: str) -> dict[str, Any]:
     outside_rule …), `score moved` (or another filter ranks), `threshold moved`. They need both receipts replayable.
     """
     first, second = (receipt_of(store, dataset, id_) for id_ in (before, after))
-    rows = [store.read(dataset, SELECTIONS, where={"selection_id": id_}).select("uid") for id_ in (before, after)]
-    both = rows[0].join(rows[1], on="uid", how="inner").count()
-    sizes = [int(first["num_rows"]), int(second["num_rows"])]
-    found = {
-        "before": sizes[0], "after": sizes[1], "both": both, "left": sizes[0] - both, "entered": sizes[1] - both,
-        "jaccard": _share(both, sum(sizes) - both),
-        "threshold": [receipt["facts"].get("threshold") for receipt in (first, second)],
-    }  # fmt: skip
+    found = overlap(store, dataset, first, second)
     replays = [Replay(store, dataset, receipt) for receipt in (first, second)]
     if obstacle := replays[0].obstacle() or replays[1].obstacle():
         return {**found, "why": f"not known: {obstacle}"}
     changes = changed(replays[0].judged(), replays[1].judged()).groupBy("change", "reason").count().collect()
     ordered = sorted(changes, key=lambda row: (row["change"], -row["count"], row["reason"]))
     return {**found, "why": {f"{row['change']}: {row['reason']}": row["count"] for row in ordered}}
+
+
+def churn(store: Store, dataset: str, receipt: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the newest earlier selection by the same rule has become: how the cut moved, and who entered and left.
+
+    The same rule on another pool, or by another version of its filters; None where there is no such selection.
+    """
+    rule = _apart_from_versions(receipt["rule"])
+    others = receipts(store, dataset)
+    others.pop(str(receipt["selection_id"]), None)
+    same = {id_: other for id_, other in others.items() if _apart_from_versions(other["rule"]) == rule}
+    if not same:
+        return None
+    key = F.substring("key", 1, 16)
+    ended = store.read("", RUNS).where((F.col("name") == "selection") & (F.col("dataset") == dataset))
+    found = ended.where(key.isin(list(same))).agg(F.max_by(key, "ended_at").alias("id")).collect()[0]["id"]
+    return {"from": found, **overlap(store, dataset, same[found], receipt)} if found else None
+
+
+def _apart_from_versions(rule: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in rule.items() if name not in ("scored_by", "blocklist_sha256")}
 
 
 def changed(before: DataFrame, after: DataFrame) -> DataFrame:
@@ -132,21 +157,3 @@ def _list_reader(path: str) -> Callable[[Iterator[pd.DataFrame]], Iterator[pd.Da
 
 def _share(part: int, whole: int) -> float:
     return round(part / whole, 6) if whole else 1.0
-
-
-def repeats_by_fraction(receipt: Mapping[str, Any], samples_seen: int) -> dict[str, Any]:
-    """How often a run of `samples_seen` samples sees each pair: of this selection, and of other shares of the eligible.
-
-    Fang et al. keep 15 % and see each pair 6.7 times at DataComp's scales, where the pool is seen once.
-    """
-    eligible, kept = int(receipt["facts"]["num_eligible"]), int(receipt["num_rows"])
-    shares = (0.01, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0)
-    table = {f"{share:.0%}": round(samples_seen / (share * eligible), 2) for share in shares} if eligible else {}
-    own = samples_seen / kept if kept else None
-    found: dict[str, Any] = {"this_selection": round(own, 2) if own else None, "by_fraction": table}
-    if own and own > MANY_REPEATS:
-        found["warning"] = (
-            f"{own:.1f} repeats: what a pair teaches falls with each (Goyal et al. 2024, arXiv 2404.07177); "
-            "a larger share may pay"
-        )
-    return found

@@ -91,6 +91,22 @@ def log_training_run(
     return str(run.info.run_id)
 
 
+def finished_runs(tracking_uri: str, experiment: str, *, kind: str) -> list[tuple[dict[str, str], dict[str, float]]]:
+    """(params, metrics) of the experiment's finished runs with the tag `kind`."""
+    if (path := _sqlite_path(tracking_uri)) and not path.exists():
+        return []
+    connect(tracking_uri)
+    client = mlflow.MlflowClient()
+    if (found := client.get_experiment_by_name(experiment)) is None:
+        return []
+    wanted, runs, token = f"attributes.status = 'FINISHED' AND tags.kind = '{kind}'", [], ""
+    while token is not None:
+        page = client.search_runs([found.experiment_id], wanted, max_results=1000, page_token=token or None)
+        runs += [(run.data.params, run.data.metrics) for run in page]
+        token = page.token
+    return runs
+
+
 def register_filter(
     run_id: str, heads_folder: Path, encoder_folder: Path, *, name: str = "dfn_filter", with_towers: bool = False
 ) -> str:

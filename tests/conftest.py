@@ -10,6 +10,29 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+READ_TINY = {"test_connect.py", "test_filters.py", "test_loop.py", "test_notebooks.py"}
+"""Files whose tests share the fixture `tiny`: kept in one process, so that its minutes are spent once."""
+
+
+def pytest_collection_modifyitems(items):
+    """What takes longest begins first (the tests that share `tiny`); a file that READ_TINY lacks is an error."""
+    reading = [item for item in items if "tiny" in getattr(item, "fixturenames", ())]
+    if lacking := {item.path.name for item in reading} - READ_TINY:
+        raise pytest.UsageError(f"wanted the files that use `tiny` in READ_TINY; found {', '.join(sorted(lacking))} too")
+    items.sort(key=lambda item: item.path.name not in READ_TINY)
+
+
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return "tiny" if Path(file).name in READ_TINY else file
+
+    return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
 @pytest.fixture(scope="session")
 def spark():
     from etl.session import session

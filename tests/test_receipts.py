@@ -162,12 +162,17 @@ def test_a_list_comes_back_as_it_was_written_whatever_its_blocks(grown, tmp_path
     assert rows_of(compare.read_list(store.spark, tmp_path / "twice.npy")) == [(uid(5), 2), ("f" * 32, 1)]
 
 
-def test_repeats_follow_from_the_samples_that_a_run_sees(grown):
-    receipt = {**grown[1], "num_rows": 150, "facts": {"num_eligible": 1000}}
-    found = compare.repeats_by_fraction(receipt, 1000)
-    assert found["this_selection"] == 6.67 and found["by_fraction"]["15%"] == 6.67 and "warning" not in found
-    assert found["by_fraction"]["100%"] == 1.0
-    assert "repeats" in compare.repeats_by_fraction(receipt, 2000)["warning"]
+def test_a_pool_that_grew_says_what_its_new_cut_changed(grown):
+    store, first, second = grown
+    was, is_ = set(kept(store, first)), set(kept(store, second))
+    assert compare.churn(store, "pool", second) == {
+        "from": first["selection_id"], "before": 9, "after": 14, "both": len(was & is_), "left": len(was - is_),
+        "entered": len(is_ - was), "jaccard": round(len(was & is_) / len(was | is_), 6),
+        "threshold": [pytest.approx(0.10), pytest.approx(0.13)],
+    }  # fmt: skip
+    newer = {**second, "rule": {**second["rule"], "scored_by": {"dfn": ["f", "w"]}}}
+    assert compare.churn(store, "pool", newer)["from"] == first["selection_id"], "another version of its filter"
+    assert compare.churn(store, "pool", {**second, "rule": {**second["rule"], "seed": 1}}) is None
 
 
 def test_past_retention_the_stored_rows_are_proved(grown):
