@@ -18,7 +18,9 @@ def pytest_collection_modifyitems(items):
     """What takes longest begins first (the tests that share `tiny`); a file that READ_TINY lacks is an error."""
     reading = [item for item in items if "tiny" in getattr(item, "fixturenames", ())]
     if lacking := {item.path.name for item in reading} - READ_TINY:
-        raise pytest.UsageError(f"wanted the files that use `tiny` in READ_TINY; found {', '.join(sorted(lacking))} too")
+        raise pytest.UsageError(
+            f"wanted every file that uses `tiny` in READ_TINY; it lacks {', '.join(sorted(lacking))}"
+        )
     items.sort(key=lambda item: item.path.name not in READ_TINY)
 
 

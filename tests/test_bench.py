@@ -27,6 +27,14 @@ def ticking(monkeypatch, seconds: dict[str, list[float]]):
     return {name: side(name) for name in seconds}, lambda: now[0], calls
 
 
+@pytest.mark.parametrize(("ratio", "goal", "verdict"), [
+    (1.0, "<= 1", "reached"), (1.01, "<= 1", "MISSED"), (0.5, "<= 1", "reached"), (1.0, ">= 1", "reached"),
+    (0.99, ">= 1", "MISSED"), (1.0, "-", ""), (None, ">= 1", ""),
+])  # fmt: skip
+def test_a_goal_that_is_met_exactly_is_reached(ratio, goal, verdict):
+    assert measure.Ratio("a", 1.0, 1.0, "unit", ratio, goal, None, 0.5).verdict == verdict
+
+
 def test_sides_take_turns_and_the_first_turn_does_not_count(monkeypatch):
     sides, clock, calls = ticking(monkeypatch, {"a": [9, 1, 2, 3], "b": [9, 2, 4, 6]})
     assert interleaved(sides, repetitions=3, clock=clock) == ({"a": [6, 3, 2], "b": [3, 1.5, 1]}, {})

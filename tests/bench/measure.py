@@ -56,7 +56,8 @@ class Ratio:
         if self.ratio is None or self.goal == "-":
             return ""
         sign, bound = self.goal.split()
-        return "reached" if (self.ratio >= float(bound)) == (sign == ">=") else "MISSED"
+        is_reached = self.ratio >= float(bound) if sign == ">=" else self.ratio <= float(bound)
+        return "reached" if is_reached else "MISSED"
 
 
 class Tree:
@@ -137,6 +138,16 @@ def load() -> float:
     return os.getloadavg()[0]
 
 
+def settle(longest_seconds: float = 20.0) -> None:
+    """Waits until this process tree rests: what the JVM still compiles and collects must not count in the next turn."""
+    until = time.monotonic() + longest_seconds
+    while time.monotonic() < until:
+        before = cpu_seconds()
+        time.sleep(0.3)
+        if cpu_seconds() - before <= 0.03:
+            return
+
+
 def say(line: str) -> None:
     """A line of progress, on stderr."""
     print(f"bench: {line}", file=sys.stderr, flush=True)
@@ -161,6 +172,8 @@ def interleaved(
             if name in missing:
                 continue
             ready.get(name, float)()
+            if clock is cpu_seconds:
+                settle()
             started, wall = clock(), time.perf_counter()
             try:
                 with watching():
