@@ -16,7 +16,8 @@ from typing import Annotated, Any
 import typer
 
 from etl import ask as ask  # its commands join the app when it is imported
-from etl.cli import PARTIAL, Conf, Dataset, Json, Quiet, Set, State, app, configured, dataset_of
+from etl import train_command as train_command
+from etl.cli import PARTIAL, Conf, Dataset, Json, Quiet, Set, State, app, configured, dataset_of, samples
 from etl.console import INTERRUPTED, Reporter, emit
 from etl.corpora import SOURCES, CorpusError, CorpusSpec, build
 from etl.stage import UserError
@@ -96,7 +97,7 @@ def select(
     """
     from etl.stages import selection
 
-    budget = _samples(samples_seen)
+    budget = samples(samples_seen)
     with configured(conf, override, quiet) as project:
         from etl.budget import repeats_by_fraction, which_pays
         from etl.compare import churn
@@ -128,18 +129,6 @@ def _given(project: Any, filter: str) -> dict[str, Path]:
     if not filter:
         return {}
     return {DFN: project.cosine_filter() if filter == "cosine" else filter_folder(project, filter)}
-
-
-def _samples(text: str) -> int:
-    """128M, 1.28B or a plain number; 0 for none."""
-    factor = {"K": 1e3, "M": 1e6, "B": 1e9}.get(text[-1:].upper(), 0)
-    try:
-        number = float(text[:-1] if factor else text or 0) * (factor or 1)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number < float("inf"):
-        raise UserError(f"--samples-seen: wanted a number such as 12800000, 128M or 1.28B; found {text!r}")
-    return round(number)
 
 
 def _receipt(name: str) -> dict[str, Any] | None:

@@ -63,3 +63,15 @@ def dataset_of(project: Project, name: str) -> str:
         wanted = f"one of {', '.join(project.config.datasets)}" if name else "one pool"
         raise UserError(f"--dataset: wanted {wanted}; found {name or ', '.join(pools) or 'none'}; fix: name one")
     return pools[0]
+
+
+def samples(text: str) -> int:
+    """128M, 1.28B or a plain number; 0 for none."""
+    factor = {"K": 1e3, "M": 1e6, "B": 1e9}.get(text[-1:].upper(), 0)
+    try:
+        number = float(text[:-1] if factor else text or 0) * (factor or 1)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise UserError(f"--samples-seen: wanted a number such as 12800000, 128M or 1.28B; found {text!r}")
+    return round(number)

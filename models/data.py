@@ -1,4 +1,4 @@
-"""Stored vectors of a dataset, memory-mapped, and the order in which training meets them.
+"""Stored vectors of a dataset, memory-mapped.
 
 `etl.export` writes them: a folder of Arrow IPC files `part-*.arrow`, one row a pair, with the columns uid (string),
 image and text (binary, little-endian float16), and optionally caption (string) and text_hash. Of the vectors only what
@@ -8,7 +8,7 @@ Dimensions: N pairs, B rows of a batch, D dimensions of a vector (I image, T tex
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -231,25 +231,3 @@ def write_part(
     path.parent.mkdir(parents=True, exist_ok=True)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-
-
-def batches(num_rows: int, batch_size: int, steps: int, seed: int, start: int = 0) -> Iterator[Indices]:
-    """The rows of steps `start` to `steps` - 1, batch_size each, int64.
-
-    The data is an endless row of fresh permutations, cut into batches without regard to where an epoch ends. The row
-    at a position depends on (seed, epoch, position) alone: a run resumed at any step meets the same samples. A batch
-    that straddles two epochs, or is larger than the dataset, can hold a row more than once.
-    """
-    if num_rows < 1:
-        raise ValueError("wanted rows to train on; found none")
-    epoch, order_N = -1, np.empty(0, np.int64)
-    for step in range(start, steps):
-        batch, position, end = [], step * batch_size, (step + 1) * batch_size
-        while position < end:
-            if position // num_rows != epoch:
-                epoch = position // num_rows
-                order_N = np.random.default_rng([seed, epoch]).permutation(num_rows)
-            offset = position % num_rows
-            batch.append(order_N[offset : offset + end - position])
-            position += len(batch[-1])
-        yield np.concatenate(batch)

@@ -1,41 +1,84 @@
-"""One loop for filters and induced models: linear heads on the stored vectors of frozen towers, trained as a CLIP.
+"""One loop for filters and induced models: a model, a source of batches, a recipe.
 
-The loss is open_clip's `ClipLoss` (Radford et al. 2021, arXiv 2103.00020, figure 3) with a learned temperature; towers
-are frozen as in LiT (arXiv 2111.07991), so that a run takes seconds on a core. Image vectors are standardised while
-training, and the standardisation is folded into the head afterwards: what comes out is one linear map a side.
+The model gives unit embeddings of images and texts and an inverse temperature: open_clip's CLIPs on pixels, or linear
+heads on stored vectors. The loss is open_clip's `ClipLoss` (Radford et al. 2021, arXiv 2103.00020, figure 3) over the
+whole batch, of all ranks and accumulated parts. What a run gives follows from (model, data, recipe) alone: the order
+of samples has no state, and a run that was killed goes on from its last checkpoint to the same bits on a CPU.
 
-Dimensions: B rows of a batch, I image vector, T text vector, E embedding.
+`python -m models.train JOB.yaml`, alone or under torchrun, runs a `models.job.TrainJob`.
+
+Dimensions: B rows of a batch (of one rank), E embedding.
 """
 
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from open_clip.loss import ClipLoss
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
-from torch.nn import functional
 
-from models.data import Vectors, batches
-from models.filters import Heads, save_filter
+from models.checkpoint import Checkpoints
+from models.data import Vectors
+from models.filters import save_filter
+from models.heads import HeadsModule, ImageStats, VectorSource
+from models.order import Draw, draws
+from models.recipe import Recipe, TrainingError, learning_rate
 from models.records import VectorsRecord
+from models.step import Trainee
 
-MIN_STD = 1e-3
-"""A dimension that is constant in the statistics must not blow up on other rows."""
+__all__ = ["FILTER", "INDUCED", "ImageStats", "Recipe", "TrainConfig", "TrainResult", "TrainingError", "fit", "train"]
+
+OnStep = Callable[[int, float], None]
+"""Called with (step, loss) after each step, on every rank; steps count from 0, the loss is of the whole batch."""
 
 
-class TrainingError(Exception):
-    """A run that cannot be used, and why."""
+class Source(Protocol):
+    """Where batches come from."""
+
+    def __len__(self) -> int:
+        """Samples."""
+        ...
+
+    def batches(self, draws: Iterable[Draw], device: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """(images, texts) on the device for each draw, B rows each. What a draw gives follows from the draw alone."""
+        ...
+
+
+def fit(
+    model: nn.Module,
+    source: Source,
+    recipe: Recipe,
+    *,
+    checkpoints: Checkpoints | None = None,
+    on_step: OnStep | None = None,
+    device: str = "cpu",
+) -> list[float]:
+    """Trains `model` in place; returns the loss of every step. Within a process group, as one of its ranks.
+
+    Dropout draws from torch's own generator, which the caller has seeded; its state is part of a checkpoint.
+
+    Raises:
+        TrainingError: the loss or a weight is not a number; the last checkpoint stays. Or a batch that ranks and parts
+            cannot share equally.
+        CheckpointError: the checkpoints are of another run.
+    """
+    trainee = Trainee(model, recipe, device)
+    start = trainee.resume(checkpoints)
+    rows = draws(len(source), recipe, start, rank=trainee.rank, num_ranks=trainee.num_ranks)
+    for step, (images, texts) in enumerate(source.batches(rows, device), start):
+        loss = trainee.step(images, texts, learning_rate(step, recipe))
+        if on_step is not None:
+            on_step(step, loss)
+        if checkpoints is not None and (step + 1) % checkpoints.every_steps == 0:
+            trainee.save(checkpoints)
+    return trainee.losses
 
 
 class TrainConfig(BaseModel):
-    """A run's recipe. The defaults are the trial's (EVIDENCE.md)."""
+    """The recipe of heads on stored vectors. The defaults are the trial's (EVIDENCE.md)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -45,44 +88,29 @@ class TrainConfig(BaseModel):
     """On both sides' vectors, before the heads. A fraction."""
     batch_size: int = Field(default=128, ge=2)
     lr: float = Field(default=1e-3, gt=0)
-    """Peak learning rate."""
     weight_decay: float = Field(default=0.1, ge=0)
-    """AdamW's, on the heads; none on the temperature."""
     betas: tuple[float, float] = (0.9, 0.98)
     warmup_fraction: float = Field(default=0.1, ge=0, le=1)
-    """Of the steps, with a rate that grows linearly; a cosine to zero follows."""
+    """Of the steps."""
     embed_dim: int = Field(default=256, ge=1)
     init_log_scale: float = 2.66
     """Log of the inverse temperature at the start: 1 / 0.07, as CLIP's."""
     max_scale: float = Field(default=100.0, gt=1)
-    """The inverse temperature never passes this, as in CLIP."""
     standardise: bool = True
     """Image vectors to mean 0 and standard deviation 1 a dimension, while training."""
     seed: int = Field(default=0, ge=0)
 
+    @property
+    def recipe(self) -> Recipe:
+        """The loop's part of it."""
+        shared: dict[str, Any] = {
+            name: getattr(self, name) for name in Recipe.model_fields.keys() & type(self).model_fields
+        }
+        return Recipe(warmup_steps=int(self.warmup_fraction * self.steps), **shared)
+
 
 FILTER = TrainConfig(steps=400, dropout=0.5)
 INDUCED = TrainConfig(steps=200, dropout=0.1)
-
-
-@dataclass(frozen=True)
-class ImageStats:
-    """Mean and standard deviation of every image dimension. float64, shape I."""
-
-    mean: NDArray[np.float64]
-    std: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, vectors: Vectors, *, rows_at_once: int = 8192) -> Self:
-        """Over all rows, in one pass."""
-        total, squares = np.zeros(vectors.image_dim), np.zeros(vectors.image_dim)
-        for start in range(0, len(vectors), rows_at_once):
-            rows = np.arange(start, min(start + rows_at_once, len(vectors)))
-            images_BI = vectors.images(rows).astype(np.float64)
-            total += images_BI.sum(axis=0)
-            squares += np.square(images_BI).sum(axis=0)
-        mean = total / len(vectors)
-        return cls(mean, np.sqrt(np.maximum(squares / len(vectors) - mean**2, 0)))
 
 
 @dataclass(frozen=True)
@@ -95,48 +123,6 @@ class TrainResult:
     samples_seen: int
 
 
-class _Heads(nn.Module):
-    """Standardisation and a linear map for images, a linear map for texts, and the temperature."""
-
-    def __init__(self, config: TrainConfig, image_dim: int, text_dim: int, stats: ImageStats | None) -> None:
-        super().__init__()
-        mean = np.zeros(image_dim) if stats is None else stats.mean
-        std = np.ones(image_dim) if stats is None else np.maximum(stats.std, MIN_STD)
-        self.dropout = config.dropout
-        self.visual = nn.Linear(image_dim, config.embed_dim, bias=False)
-        self.text = nn.Linear(text_dim, config.embed_dim, bias=False)
-        self.log_scale = nn.Parameter(torch.tensor(config.init_log_scale))
-        self.mean_I: Tensor
-        self.std_I: Tensor
-        self.register_buffer("mean_I", torch.from_numpy(mean))
-        self.register_buffer("std_I", torch.from_numpy(std))
-
-    def forward(self, images_BI: Tensor, texts_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Unit embeddings of shape BE for both sides, and the inverse temperature."""
-        standard_BI = (images_BI - self.mean_I.float()) / self.std_I.float()
-        image_BE = self.visual(functional.dropout(standard_BI, self.dropout))
-        text_BE = self.text(functional.dropout(texts_BT, self.dropout))
-        return functional.normalize(image_BE, dim=-1), functional.normalize(text_BE, dim=-1), self.log_scale.exp()
-
-    def folded(self) -> Heads:
-        """W (x - mean) / std as W' x + b: W' = W / std, b = -W' mean. In float64, then rounded once."""
-        weight_EI = self.visual.weight.detach().double() / self.std_I
-        return Heads(
-            visual_weight=weight_EI.float().cpu().numpy(),
-            visual_bias=(-weight_EI @ self.mean_I).float().cpu().numpy(),
-            text_weight=self.text.weight.detach().cpu().numpy(),
-            log_scale=self.log_scale.item(),
-        )
-
-
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """Linear warmup, then half a cosine to zero (open_clip's schedule). `step` counts from 0."""
-    warmup = int(config.warmup_fraction * config.steps)
-    if step < warmup:
-        return config.lr * (step + 1) / warmup
-    return config.lr * (1 + math.cos(math.pi * (step - warmup) / max(1, config.steps - warmup))) / 2
-
-
 def train(
     vectors: Vectors,
     config: TrainConfig,
@@ -144,7 +130,7 @@ def train(
     *,
     encoder_record: VectorsRecord,
     stats: ImageStats | None = None,
-    on_step: Callable[[int, float], None] | None = None,
+    on_step: OnStep | None = None,
     name: str = "dfn",
     device: str = "cpu",
     num_threads: int = 1,
@@ -153,7 +139,6 @@ def train(
 
     Args:
         stats: of the pool, so that every arm is standardised alike; None: of the given rows.
-        on_step: called with (step, loss) after each step.
 
     Raises:
         TrainingError: the loss is not a number.
@@ -169,37 +154,19 @@ def train(
     torch.set_num_threads(num_threads)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        heads = _Heads(config, *wanted, stats if config.standardise else None).to(device)
-        losses = _run(heads, vectors, config, device, on_step)
+        heads = HeadsModule(
+            *wanted,
+            embed_dim=config.embed_dim,
+            init_log_scale=config.init_log_scale,
+            dropout=config.dropout,
+            stats=stats if config.standardise else None,
+        )
+        losses = fit(heads, VectorSource(vectors), config.recipe, on_step=on_step, device=device)
     save_filter(out, heads.folded(), encoder_record=encoder_record, name=name)
     return TrainResult(out, losses, time.monotonic() - started, config.steps * config.batch_size)
 
 
-def _run(
-    heads: _Heads, vectors: Vectors, config: TrainConfig, device: str, on_step: Callable[[int, float], None] | None
-) -> list[float]:
-    weights = [{"params": [heads.visual.weight, heads.text.weight], "weight_decay": config.weight_decay}]
-    scale = [{"params": [heads.log_scale], "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(weights + scale, lr=config.lr, betas=config.betas)
-    clip_loss = ClipLoss()
-    losses = []
-    for step, rows_B in enumerate(batches(len(vectors), config.batch_size, config.steps, config.seed)):
-        images_BI = torch.from_numpy(vectors.images(rows_B)).to(device).float()
-        texts_BT = torch.from_numpy(vectors.texts(rows_B)).to(device).float()
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, config)
-        loss = clip_loss(*heads(images_BI, texts_BT))
-        losses.append(loss.item())
-        if not math.isfinite(losses[-1]):
-            raise TrainingError(
-                f"wanted a finite loss; found {losses[-1]} at step {step} with lr {config.lr:g}; "
-                "fix: train on embeddings with status ok only, or lower the learning rate"
-            )
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        with torch.no_grad():
-            heads.log_scale.clamp_(0, math.log(config.max_scale))
-        if on_step is not None:
-            on_step(step, losses[-1])
-    return losses
+if __name__ == "__main__":
+    from models.pretrain import main
+
+    main()

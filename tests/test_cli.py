@@ -105,6 +105,13 @@ def test_a_mistake_in_the_config_is_one_line_and_exit_code_2(dfn, settings, says
         ("select --conf tiny --dataset pol --filter /x", ["wanted one of pool, clean, things", "found pol", "fix:"]),
         ("export abc /nowhere --conf tiny --dataset pol", ["wanted one of pool, clean, things", "found pol", "fix:"]),
         ("export abc /nowhere --conf tiny --pairs-per-shard 0", ["--pairs-per-shard", "equal to 1"]),
+        ("train /nowhere", ["wanted --data FOLDER or --selection ID", "found neither"]),
+        ("train /nowhere --data /x --selection y", ["wanted --data FOLDER or --selection ID", "found both"]),
+        ("train /nowhere --data /x --scale huge", ["wanted a scale of laptop, debug,", "found 'huge'"]),
+        ("train /nowhere --data /x --with batch_size=1", ["batch_size", "greater than 1"]),
+        ("train /nowhere --data /x --with lrr=1", ["lrr: Extra inputs"]),
+        ("train /nowhere --data /x --with lr", ["--with: wanted FIELD=VALUE", "'lr'"]),
+        ("train /nowhere --data /x --samples-seen many", ["--samples-seen: wanted a number", "'many'"]),
         ("verify /nowhere", ["wanted a folder of shards", "none at /nowhere", "fix:"]),
     ],
 )
@@ -135,7 +142,7 @@ def test_without_two_pools_or_with_none_the_dataset_must_be_named(dfn):
 def test_the_help_lists_the_commands(dfn):
     code, out, _ = dfn("--help")
     assert code == 0
-    wanted = ["corpora", "run", "loop", "select", "export", "verify", "status"]
+    wanted = ["corpora", "run", "loop", "select", "export", "train", "verify", "status"]
     assert [name for name in wanted if f"│ {name} " not in out] == []
 
 
@@ -161,6 +168,30 @@ def test_a_good_folder_passes_verify(dfn, exported):
     code, out, err = dfn("verify", str(exported), "--json")
     assert (code, err) == (0, "")
     assert json.loads(out.splitlines()[-1]) == {"folder": str(exported), "problems": "none"}
+
+
+def test_train_goes_on_evaluates_and_says_up_to_date(dfn, tmp_path):
+    from training_data import export, tiny_encoder
+
+    data, encoder = export(tmp_path / "data"), tiny_encoder(tmp_path / "encoder")
+    command = ["train", str(tmp_path / "out"), "--data", str(data), "--init", str(encoder), "--samples-seen", "64"]
+    command += ["--with", "batch_size=8", "-w", "checkpoint_steps=3", "--evaluate", str(data), "--json"]
+    code, out, err = dfn(*command)
+    found = json.loads(out.splitlines()[-1])
+    assert code == 0 and "40 pairs: each is seen 1.6 times" in err and "train" in err
+    assert (found["num_pairs"], found["samples_seen"], found["num_bad"]) == (40, 64, 0)
+    assert found["folder"] == str(tmp_path / "out" / "clip") and 0 <= found["r1"] <= found["r10"] <= 1
+    assert sorted(p.name for p in (tmp_path / "out" / "checkpoints").iterdir()) == ["step-00000003", "step-00000006"]
+    code, again, err = dfn(*command)
+    assert code == 0 and "up to date" in err and json.loads(again.splitlines()[-1]) == found
+    (tmp_path / "out" / "result.json").unlink()
+    code, again, err = dfn(*command)
+    assert "going on after step 6" in err
+    assert json.loads(again.splitlines()[-1]) | {"seconds": 0} == found | {"seconds": 0}
+    (data / "00000.tar").write_bytes((data / "00000.tar").read_bytes()[:-512])
+    code, out, err = dfn(*command)
+    assert (code, out) == (2, "")
+    assert "00000.tar with sha256" in err or "00000.tar with bytes" in err
 
 
 @pytest.mark.parametrize("damage", ["cut at a block", "one byte", "no manifest", "a shard too many", "no shard"])

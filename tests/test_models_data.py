@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.data import UID_DTYPE, Vectors, _view, batches, read_uids, u8_to_uid, uid_to_u8, write_part
+from models.data import UID_DTYPE, Vectors, _view, read_uids, u8_to_uid, uid_to_u8, write_part
+from models.order import batches
 
 UIDS = [hashlib.md5(str(i).encode()).hexdigest() for i in range(7)]
 IMAGES = np.arange(21, dtype=np.float16).reshape(7, 3)

@@ -14,7 +14,9 @@ from test_models_filters import encoder_record
 from models.data import Vectors, write_part
 from models.evaluate import classification, evaluate, retrieval
 from models.filters import Filter, FilterRecord, Heads, save_filter
-from models.train import FILTER, INDUCED, ImageStats, TrainConfig, TrainingError, learning_rate, train
+from models.order import batches
+from models.recipe import learning_rate
+from models.train import FILTER, INDUCED, ImageStats, TrainConfig, TrainingError, train
 
 DIMS = {"image_dim": 24, "text_dim": 16}
 SMALL = TrainConfig(steps=60, dropout=0.1, batch_size=32, embed_dim=8, lr=1e-2)
@@ -54,6 +56,44 @@ def test_what_was_planted_is_learnt_and_holds_on_other_pairs(tmp_path):
     true = filter.score(held_out.image_NI, held_out.text_NT)
     false = filter.score(held_out.image_NI, np.roll(held_out.text_NT, 1, axis=0))
     assert np.mean(true > false) > 0.95
+
+
+def plain_losses(vectors, config):
+    """The heads' training written out: what the loop must give to the bit."""
+    torch.manual_seed(config.seed)
+    weight, text = (torch.nn.Linear(dim, config.embed_dim, bias=False) for dim in (24, 16))
+    scale = torch.nn.Parameter(torch.tensor(config.init_log_scale))
+    stats = ImageStats.of(vectors)
+    mean, std = torch.from_numpy(stats.mean).float(), torch.from_numpy(np.maximum(stats.std, 1e-3)).float()
+    groups = [{"params": [weight.weight, text.weight], "weight_decay": config.weight_decay}]
+    optimizer = torch.optim.AdamW([*groups, {"params": [scale], "weight_decay": 0.0}], lr=config.lr, betas=config.betas)
+    losses, warmup = [], int(config.warmup_fraction * config.steps)
+    for step, rows in enumerate(batches(len(vectors), config.batch_size, config.steps, config.seed)):
+        images = (torch.from_numpy(vectors.images(rows)).float() - mean) / std
+        drop = torch.nn.functional.dropout
+        image = torch.nn.functional.normalize(weight(drop(images, config.dropout)), dim=-1)
+        texts = text(drop(torch.from_numpy(vectors.texts(rows)).float(), config.dropout))
+        texts = torch.nn.functional.normalize(texts, dim=-1)
+        for group in optimizer.param_groups:
+            falling = (1 + np.cos(np.pi * (step - warmup) / (config.steps - warmup))) / 2
+            group["lr"] = config.lr * ((step + 1) / warmup if step < warmup else falling)
+        logits, labels = scale.exp() * image @ texts.T, torch.arange(len(rows))
+        both = [torch.nn.functional.cross_entropy(side, labels) for side in (logits, scale.exp() * texts @ image.T)]
+        loss = sum(both) / 2
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            scale.clamp_(0, np.log(100))
+        losses.append(loss.item())
+    return losses
+
+
+def test_the_losses_are_those_of_the_training_written_out_to_the_bit(tmp_path):
+    vectors = planted(tmp_path / "v")
+    torch.set_num_threads(1)
+    result = train(vectors, SMALL, tmp_path / "f", encoder_record=encoder_record(**DIMS))
+    assert result.losses == plain_losses(vectors, SMALL)
 
 
 def test_the_same_seed_gives_the_same_bits_in_a_fresh_process(tmp_path):
@@ -103,7 +143,7 @@ def test_statistics_are_those_of_all_rows(tmp_path):
 
 def test_the_rate_warms_up_and_falls_along_a_cosine():
     config = TrainConfig(steps=20, dropout=0, lr=0.8, warmup_fraction=0.2)
-    rates = [learning_rate(step, config) for step in (0, 1, 3, 4, 12, 19)]
+    rates = [learning_rate(step, config.recipe) for step in (0, 1, 3, 4, 12, 19)]
     np.testing.assert_allclose(rates, [0.2, 0.4, 0.8, 0.8, 0.4, 0.8 * (1 + np.cos(np.pi * 15 / 16)) / 2])
 
 
