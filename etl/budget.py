@@ -13,6 +13,7 @@ from etl.config import LoopConfig
 from etl.project import Project
 from etl.receipts import receipts
 from models.budget import Point, fit, forecast_miss, lacking, usable
+from models.records import RegistryError
 
 MANY_REPEATS = 10
 """From here on there is a warning: our choice, for no source gives one number."""
@@ -43,7 +44,11 @@ def which_pays(project: Project, pool: str, receipt: Mapping[str, Any], samples_
     """
     if not project.config.loop.headline_parts:
         return {"not_known": "wanted loop.headline_parts, which say what pays; found none"}
-    points = points_of(receipts(project.store, pool).values(), _runs(project), project.config.loop, receipt)
+    try:
+        runs = _runs(project)
+    except RegistryError as error:  # the selection is made, whether MLflow answers or not
+        return {"not_known": str(error)}
+    points = points_of(receipts(project.store, pool).values(), runs, project.config.loop, receipt)
     if reason := lacking(points):
         return {"not_known": f"{reason}; fix: dfn loop with arms of other fractions, and other loop.induced.steps"}
     law, miss = fit(points), forecast_miss(points)
@@ -98,6 +103,6 @@ def _is_like(rule: Mapping[str, Any], like: Mapping[str, Any]) -> bool:
 
 
 def _runs(project: Project) -> list[tuple[dict[str, str], dict[str, float]]]:
-    from models import registry
+    from models import tracking  # a second: mlflow
 
-    return registry.finished_runs(project.tracking_uri, project.config.name, kind="induced")
+    return tracking.finished_runs(project.tracking_uri, project.config.name, kind="induced")

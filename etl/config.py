@@ -17,7 +17,9 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from etl.corpora import CorpusSpec
+from etl.encoder_config import EncoderConfig as EncoderConfig
 from etl.filter_specs import FilterSpec, problem
+from etl.guard import GuardConfig
 from etl.layers import layered, merge
 from etl.rule import COLUMNS
 from etl.stage import StageConfig, UserError
@@ -46,36 +48,6 @@ class DatasetConfig(StageConfig):
     def has_a_source(self) -> DatasetConfig:
         if bool(self.corpus) == bool(self.shards or self.metadata):
             raise ValueError("wanted a corpus, or shards and/or metadata")
-        return self
-
-
-class EncoderConfig(StageConfig):
-    """Whose vectors are stored. One of the four ways to name an encoder; the others go before `packages`."""
-
-    packages: Literal["lite0_minilm"] | None = "lite0_minilm"
-    """Frozen EfficientNet-lite0 and MiniLM towers, whose weights come from packages by name."""
-    folder: Path | None = None
-    """A folder with record.json and model.safetensors, as `models.clip` writes them."""
-    open_clip: str | None = None
-    """Name of an open_clip architecture, such as ViT-B-32; `checkpoint` holds its weights."""
-    checkpoint: Path | None = None
-    published: Literal["datacomp_b32", "datacomp_l14"] | None = None
-    """Vectors that the release of a dataset came with, in HEX.npz beside each HEX.parquet of its metadata."""
-    quick_gelu: bool | None = None
-    """The activation that the weights want, where it is another than the name says."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """What towers compute in: part of the record. auto: bf16 where the machine that builds it multiplies that in
-    hardware, else fp32; name it where executors differ from the driver."""
-    batch_size: int = pydantic.Field(default=16, gt=0)
-    """Images per forward pass: part of the record, so another value is another encoder version."""
-
-    @pydantic.model_validator(mode="after")
-    def has_weights(self) -> EncoderConfig:
-        if self.open_clip and not self.checkpoint:
-            raise ValueError("wanted a checkpoint file beside open_clip; found none; random weights score nothing")
-        named = [key for key in ("folder", "open_clip", "published") if getattr(self, key)]
-        if len(named) > 1:
-            raise ValueError(f"wanted one encoder; found {' and '.join(named)}")
         return self
 
 
@@ -127,6 +99,8 @@ class LoopConfig(StageConfig):
     """DATASET.METRIC of evaluation sets."""
     gate_level: Fraction = 0.05
     """Of the gate's one-sided test, paired by seed."""
+    guard: GuardConfig = GuardConfig()
+    """How much noise the filter dataset may hold."""
 
     @pydantic.field_validator("arms", mode="before")
     @classmethod

@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from etl import corpora
-from etl.config import EncoderConfig
+from etl.encoder_config import EncoderConfig
 from etl.session import cache_folder
-from etl.stage import digest
+from etl.stage import UserError, digest
 from models import nsfw
 from models.canary import CANARIES
 from models.published import PUBLISHED
-from models.records import RECORD, EncoderRecord, VectorsRecord, whole_folder
+from models.records import RECORD, EncoderRecord, Precision, VectorsRecord, whole_folder
 
 FORMAT = 2
 """Raise it when a folder that was built before lacks something: it is then built anew."""
+LATER_FIELDS = ("pretrained", "cache", "hub_folder", "sha256")
+"""Not in the names of folders that were built before there were such fields."""
 
 
 def naming(record: VectorsRecord, folder: Path) -> dict[str, Any]:
@@ -39,8 +41,9 @@ def encoder_folder(config: EncoderConfig, say: Callable[[str], None]) -> tuple[V
             with whole_folder(folder) as new:
                 record.write(new)
         return record, folder
-    name = config.open_clip or config.packages
-    out = cache / f"{name}-{digest(FORMAT, config.model_dump(mode='json', exclude={'published'}))[:12]}"
+    name = config.open_clip or (config.hub_folder.name if config.hub_folder else config.packages)
+    unset = {key for key in LATER_FIELDS if getattr(config, key) is None}
+    out = cache / f"{name}-{digest(FORMAT, config.model_dump(mode='json', exclude={'published'} | unset))[:12]}"
     if not (out / CANARIES).exists():
         say(f"building encoder {name}")
         _build(config, out, say)
@@ -66,7 +69,9 @@ def _build(config: EncoderConfig, out: Path, say: Callable[[str], None]) -> None
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     precision = good_precision(device) if config.precision == "auto" else config.precision
-    if config.open_clip:
+    if config.pretrained or config.hub_folder:
+        _build_pretrained(config, out, precision)
+    elif config.open_clip:
         clip.build_open_clip(
             config.open_clip, config.checkpoint, out, quick_gelu=config.quick_gelu, batch_size=config.batch_size,
             precision=precision,
@@ -79,3 +84,21 @@ def _build(config: EncoderConfig, out: Path, say: Callable[[str], None]) -> None
     for note in encoder.notes:
         say(note)
     write_canaries(out, encoder)
+
+
+def _build_pretrained(config: EncoderConfig, out: Path, precision: Precision) -> None:
+    from models import pretrained
+
+    if config.hub_folder:
+        source = pretrained.by_hub_folder(config.hub_folder)
+    else:
+        try:
+            source = pretrained.by_tag(
+                config.open_clip or "", config.pretrained or "", checkpoint=config.checkpoint, cache=config.cache
+            )
+        except ValueError as error:
+            raise UserError(f"encoder.pretrained: {error}") from None
+    pretrained.build(
+        source, out, quick_gelu=config.quick_gelu, sha256=config.sha256, batch_size=config.batch_size,
+        precision=precision,
+    )  # fmt: skip

@@ -241,9 +241,10 @@ def filter_folder(project: Project, name: str) -> Path:
     if not name.startswith("models:/"):
         return Path(name)
     from models import registry
+    from models.tracking import answering
 
-    registry.connect(project.tracking_uri)
     try:
-        return registry.resolve(name, project.config.output_folder / "filters" / digest(name)[:12])
+        with answering(project.tracking_uri):
+            return registry.resolve(name, project.config.output_folder / "filters" / digest(name)[:12])
     except RegistryError as error:
         raise UserError(f"--filter: {error}") from None

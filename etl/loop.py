@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from etl import guard
 from etl.config import ArmConfig
 from etl.export import uid_list, vectors_folder
 from etl.filters import Filters
@@ -33,6 +34,8 @@ from models.records import FilterRecord
 
 MODEL = "dfn_filter"
 """Name of the registered filter."""
+CLIP = "clip"
+"""Name of the registered model that the champion's dataset induced."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class ArmResult:
     name: str
     receipts: Mapping[int, Mapping[str, Any]]
     """seed -> receipt of its selection"""
+    models: Mapping[int, Trained]
+    """seed -> its induced model"""
     precision: Mapping[int, float]
     """seed -> share of kept pairs whose caption is the true one; empty where no truth was planted"""
     metrics: Mapping[str, Mapping[int, float]]
@@ -64,6 +69,16 @@ class Round:
 def spread(values: list[float]) -> dict[str, float | int]:
     """Mean, sample standard deviation (0 for one value) and number of seeds."""
     return {"mean": mean(values), "std": stdev(values) if len(values) > 1 else 0.0, "seeds": len(values)}
+
+
+def _run_id(trained: Trained) -> str:
+    """Of its run in MLflow, to which it was sent by now."""
+    from models import spool
+
+    found = spool.run_id_of(trained.folder) or trained.mlflow_run_id
+    if found is None:
+        raise UserError(f"wanted the run of {trained.folder} in MLflow; found none; fix: dfn sync, then run it again")
+    return found
 
 
 @dataclass(frozen=True)
@@ -89,6 +104,7 @@ class Loop:
         self.project.run_all()
         trainer = Trainer(self.project, self._vectors(self.pool), self._eval_sets())
         vectors = self._vectors(clean)
+        guard.check(self.project, clean, vectors, MODEL)
         filters = {
             seed: trainer.run("filter", "dfn", config.filter, seed, vectors=vectors, uids=None, content=vectors.name,
                               inputs=self._inputs(clean))
@@ -98,7 +114,7 @@ class Loop:
         for trained in filters.values():
             self.project.run(score.STAGE, self.pool, self.project.with_filter(score.STAGE, trained.folder))
         arms = {name: self._arm(name, arm, filters, trainer) for name, arm in config.arms.items()}
-        verdict, is_promoted = self._decide(arms, filters, trainer)
+        verdict, is_promoted = self._decide_if_tracked(arms, filters)
         self.project.say(f"gate: {verdict}")
         return Round(arms, filters, verdict, is_promoted)
 
@@ -123,7 +139,7 @@ class Loop:
             uids = self._uids(str(receipt["selection_id"]))
             models[seed] = trainer.run(
                 "induced", name, self.project.config.loop.induced, seed, vectors=self._vectors(self.pool), uids=uids,
-                content=str(receipt["hash"]), inputs=self._inputs(self.pool),
+                content=str(receipt["hash"]), inputs=self._inputs(self.pool), receipt=receipt,
             )  # fmt: skip
             receipts[seed] = receipt
             if len(self._truth):
@@ -132,7 +148,7 @@ class Loop:
         names = list(next(iter(models.values())).metrics)
         metrics = {metric: {seed: model.metrics[metric] for seed, model in models.items()} for metric in names}
         headline = {seed: self.headline(model.metrics) for seed, model in models.items()}
-        return ArmResult(name, receipts, precision, {self.project.config.loop.headline: headline, **metrics})
+        return ArmResult(name, receipts, models, precision, {self.project.config.loop.headline: headline, **metrics})
 
     def headline(self, metrics: Mapping[str, float]) -> float:
         parts = self.project.config.loop.headline_parts
@@ -175,38 +191,61 @@ class Loop:
 
         return uid_to_u8([uid for uid, is_true in self.truth_by_uid().items() if is_true])
 
-    def _decide(
-        self, arms: Mapping[str, ArmResult], filters: Mapping[int, Trained], trainer: Trainer
-    ) -> tuple[str, bool]:
+    def _decide_if_tracked(self, arms: Mapping[str, ArmResult], filters: Mapping[int, Trained]) -> tuple[str, bool]:
+        """Sends the runs that wait for MLflow, then decides. Where it does not answer, the next round decides."""
+        from models import spool
+        from models.tracking import TrackingDownError, answering
+
+        try:
+            with answering(self.project.tracking_uri):
+                spool.sync(self.project.config.output_folder / "models", self.project.tracking_uri)
+                return self._decide(arms, filters)
+        except TrackingDownError as error:
+            return f"not decided: {error}", False
+
+    def _decide(self, arms: Mapping[str, ArmResult], filters: Mapping[int, Trained]) -> tuple[str, bool]:
         """The gate, on the induced models' headline, against the champion, or against the strongest control arm."""
         from models import registry
+        from models.gate import gate
 
         loop = self.project.config.loop
         challengers = [name for name, arm in loop.arms.items() if arm.keep == "filter" and arm.of == selection.DFN]
         if not challengers:
             return "no arm uses the trained filter: nothing to promote", False
         values = arms[challengers[0]].metrics[loop.headline]
-        registry.connect(self.project.tracking_uri)
         first = filters[loop.seeds[0]]
         judged = {"metric": [loop.headline, *loop.headline_parts], "values": {str(k): v for k, v in values.items()}}
         number, is_champion = registry.ensure_registered(
-            MODEL, first.mlflow_run_id, first.folder, self.project.encoder[1], tags={"judged": json.dumps(judged)}
+            MODEL, _run_id(first), first.folder, self.project.encoder[1], tags={"judged": json.dumps(judged)}
         )
         version = FilterRecord.read(first.folder).version
         if is_champion:
+            self._register_clip(arms[challengers[0]])
             return f"{MODEL} version {number} is the champion{self._why(version)}", True
         compared, baseline = self._baseline(arms, registry.champion_tags(MODEL), judged)
         seeds = [seed for seed in values if seed in baseline]
-        decision = registry.gate([values[s] for s in seeds], [baseline[s] for s in seeds], level=loop.gate_level)
+        decision = gate([values[s] for s in seeds], [baseline[s] for s in seeds], level=loop.gate_level)
         verb = "promoted" if decision.is_better else "refused"
         # The decision first: a kill before the alias moves is made good by the next run, which decides the same.
         self._record_decision(version, compared, verb, decision.reason)
         if decision.is_better:
             registry.set_alias(MODEL, registry.CHAMPION, number)
+            self._register_clip(arms[challengers[0]])
         return (
             f"{MODEL} version {number} {verb} against {compared}: {loop.headline} {decision.reason}",
             decision.is_better,
         )
+
+    def _register_clip(self, arm: ArmResult) -> None:
+        """The model that the champion's dataset induced, under the first seed, with the receipt of that dataset."""
+        from models import registry
+
+        seed = self.project.config.loop.seeds[0]
+        model = arm.models[seed]
+        if registry.registered(CLIP, model.folder) is None:
+            receipt = arm.receipts[seed]
+            number = registry.register_clip(_run_id(model), model.folder, self.project.encoder[1], receipt=receipt)
+            self.project.say(f"{CLIP} version {number}: induced by selection {receipt['selection_id']}")
 
     def _baseline(self, arms: Mapping[str, ArmResult], champion: Mapping[str, str] | None,
                   judged: Mapping[str, Any]) -> tuple[str, Mapping[int, float]]:  # fmt: skip

@@ -25,7 +25,7 @@ from etl.tables import EVALUATIONS
 
 RUN = "run.json"
 """In a model's folder, written last: what the run found. Without it the folder is not a finished run's."""
-VERSION = 1
+VERSION = 2
 """Raise it when the same inputs and config would train or evaluate otherwise."""
 
 
@@ -45,7 +45,8 @@ class Trained:
     folder: Path
     metrics: Mapping[str, float]
     """DATASET.METRIC -> value in [0, 1]."""
-    mlflow_run_id: str
+    mlflow_run_id: str | None
+    """None where MLflow did not answer: `models.spool` knows it when it has."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,14 @@ class Trainer:
         return ImageStats.of(Vectors.open(self.stats_from))
 
     def run(self, kind: str, name: str, config: TrainingConfig, seed: int, *, vectors: Path, uids: Path | None,
-            content: str, inputs: Mapping[str, int]) -> Trained:  # fmt: skip
+            content: str, inputs: Mapping[str, int],
+            receipt: Mapping[str, Any] | None = None) -> Trained:  # fmt: skip
         """One model: `kind` is filter or induced, `name` its arm.
 
         Args:
             uids: the `.npy` list of a selection; None: all of `vectors`.
             content: what names the training rows (a receipt's hash, a folder's content).
+            receipt: of the selection that `uids` lists, kept with the run.
         """
         encoder = self.project.encoder[0].version
         sets = [(s.name, s.vectors.name) for s in self.eval_sets]
@@ -91,9 +94,12 @@ class Trainer:
             found = json.loads((folder / RUN).read_text())
             self.project.say(f"{label:<29} up to date")
         else:
-            found = self._train(folder, config, seed, vectors, uids)
+            from models.system_metrics import watched
+
+            with watched() as system:
+                found = self._train(folder, config, seed, vectors, uids)
             found |= {"folder": str(folder), "arm": name, "seed": seed}
-            found["mlflow_run_id"] = self._log(label, kind, config, content, inputs, found)
+            found["mlflow_run_id"] = self._log(label, kind, config, content, inputs, found, receipt, system)
             self.project.say(f"{label:<29} {config.steps} steps in {found['seconds']:.1f} s, {_fall(found['losses'])}")
             publish_json(folder / RUN, found)
         if (kind, key) not in self._known:
@@ -121,15 +127,19 @@ class Trainer:
         self._pending.clear()
 
     def _log(self, label: str, kind: str, config: TrainingConfig, content: str, inputs: Mapping[str, int],
-             found: Mapping[str, Any]) -> str:  # fmt: skip
-        from models import registry
+             found: Mapping[str, Any], receipt: Mapping[str, Any] | None, system: list[Any]) -> str | None:  # fmt: skip
+        from models import spool
 
         params = {**config.model_dump(), "seed": found["seed"], "arm": found["arm"], "kind": kind, "content": content}
-        return registry.log_training_run(
+        folder = Path(found["folder"])
+        run_id = spool.log_training_run(
             self.project.tracking_uri, self.project.config.name, label, params=params, metrics=found["metrics"],
-            step_losses=found["losses"], inputs=inputs, heads_folder=Path(found["folder"]),
-            tags={"kind": kind, "arm": found["arm"]},
+            step_losses=found["losses"], inputs=inputs, heads_folder=folder,
+            tags={"kind": kind, "arm": found["arm"]}, receipt=receipt, system=system,
         )  # fmt: skip
+        if run_id is None:
+            self.project.say(f"{label:<29} MLflow does not answer: the run waits beside {folder}; dfn sync sends it")
+        return run_id
 
     def _train(self, folder: Path, config: TrainingConfig, seed: int, vectors: Path,
                uids: Path | None) -> dict[str, Any]:  # fmt: skip

@@ -2,7 +2,9 @@
 
 read first        records (what pins a version), filters (vectors -> scores), data (stored vectors -> batches)
 on executors      encoder (pixels and captions -> vectors) over clip (folders of weights) and images (bytes -> pixels)
-where one trains  train, evaluate, registry
+where one trains  train, average (before and after), pretrained and foreign (others' weights)
+how good it is    evaluate over metrics and prompts; with pixels: embedder, eval_sets, tasks (DataComp's 38)
+MLflow            tracking (patience), spool (runs), registry (models, aliases), gate, pyfunc_filter, pyfunc_clip
 """
 
 import os

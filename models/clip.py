@@ -6,8 +6,7 @@ projection on each side is trained by `train.py`); `build_open_clip` takes an ar
 
 import copy
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,11 @@ import torch
 from open_clip.model import set_model_preprocess_cfg
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from models.fallback import text_tower_differs
 from models.filters import HEADS, Filter, check_encoder
+from models.foreign import load_checkpoint, load_in_order, must_fit
 from models.records import (
     EncoderRecord,
     Precision,
@@ -82,9 +82,9 @@ def build_lit(
         for name in HF_FILES:
             shutil.copyfile(text_folder / name, folder / name)
         model = _construct(LIT_ARCHITECTURE, folder)
-        _load_in_order(model.visual.trunk, torch.load(image_weights, map_location="cpu", weights_only=True))
+        load_in_order(model.visual.trunk, image_weights, LIT_TRUNK)
         given = load_file(text_folder / WEIGHTS)
-        with _must_fit("the tensors of config.json"):
+        with must_fit("the tensors of config.json"):
             model.text.transformer.load_state_dict({name: given[name] for name in given if name not in BERT_UNUSED})
         cfg = timm.get_pretrained_cfg(LIT_TRUNK)
         return _write(
@@ -140,10 +140,25 @@ def build_open_clip(
         WeightsError: tensors that do not fit.
     """
     config = open_clip.get_model_config(name)
-    if config is None or "hf_model_name" in config["text_cfg"] or "multimodal_cfg" in config:
+    if config is None:
         raise ValueError(f"wanted a CLIP of open_clip.list_models() with a text tower of its own; found {name!r}")
     if checkpoint is None and seed is None:
         raise ValueError(f"wanted a checkpoint for {name}, or a seed for random weights; found neither")
+    return build_from_config(
+        config, name, checkpoint, out, quick_gelu=quick_gelu, preprocessing=preprocessing, batch_size=batch_size,
+        text_batch_size=text_batch_size, seed=seed, precision=precision,
+    )  # fmt: skip
+
+
+def build_from_config(
+    config: dict[str, Any], name: str, checkpoint: Path | None, out: Path, *, quick_gelu: bool | None,
+    preprocessing: Preprocessing | None, batch_size: int = 16, text_batch_size: int = 4, seed: int | None = None,
+    precision: Precision = "fp32",
+) -> EncoderRecord:  # fmt: skip
+    """`build_open_clip` with the architecture as open_clip's JSON files have it, under a name of its own."""
+    if "hf_model_name" in config["text_cfg"] or "multimodal_cfg" in config:
+        raise ValueError(f"wanted a CLIP of open_clip.list_models() with a text tower of its own; found {name!r}")
+    config = copy.deepcopy(config)
     custom_text = config.pop("custom_text", False)
     config["quick_gelu"] = config.get("quick_gelu", False) if quick_gelu is None else quick_gelu
     architecture = {"class": "CustomTextCLIP" if custom_text else "CLIP", **config}
@@ -151,8 +166,7 @@ def build_open_clip(
         torch.manual_seed(seed or 0)
         model = _construct(architecture, folder)
         if checkpoint is not None:
-            with _must_fit(f"the tensors of {name}"):
-                open_clip.load_checkpoint(model, str(checkpoint), strict=True, weights_only=True)
+            load_checkpoint(model, checkpoint, name)
         return _write(
             model,
             folder,
@@ -188,6 +202,15 @@ def load(folder: Path) -> tuple[Any, EncoderRecord]:
     model = _construct(record.architecture, folder)
     model.load_state_dict(load_file(folder / WEIGHTS), strict=True)
     return _with_preprocessing(model, record), record
+
+
+def write_like(record: EncoderRecord, model: nn.Module, folder: Path, out: Path) -> EncoderRecord:
+    """A folder with other weights and the rest as in `folder`, whose record is given: fine-tuned, or averaged."""
+    with whole_folder(out) as new:
+        for name in record.tokenizer.files:
+            shutil.copyfile(folder / name, new / name)
+        fields = {name: value for name, value in record if name != "weights_sha256"}
+        return _write(model, new, **fields)
 
 
 def load_tokenizer(folder: Path, record: EncoderRecord) -> Any:
@@ -249,26 +272,3 @@ def _write(model: nn.Module, folder: Path, **fields: Any) -> EncoderRecord:
     record = EncoderRecord(weights_sha256=sha256_file(folder / WEIGHTS), **fields)
     record.write(folder)
     return record
-
-
-def _load_in_order(trunk: nn.Module, given: Mapping[str, Tensor]) -> None:
-    """Maps tensors by position, each checked by its shape; the classifier behind the last one is left out."""
-    wanted = trunk.state_dict()
-    tensors = list(given.values())[: len(wanted)]
-    shapes = [tuple(tensor.shape) for tensor in tensors]
-    if shapes != (expected := [tuple(tensor.shape) for tensor in wanted.values()]):
-        at = next((i for i, pair in enumerate(zip(expected, shapes, strict=False)) if pair[0] != pair[1]), len(shapes))
-        raise WeightsError(
-            wanted=f"tensor {at} like {list(wanted)[at]}, shape {expected[at]}",
-            found=f"shape {shapes[at]}" if at < len(shapes) else "no more tensors",
-            fix=f"give the weights of {LIT_TRUNK}",
-        )
-    trunk.load_state_dict(dict(zip(wanted, tensors, strict=True)))
-
-
-@contextmanager
-def _must_fit(wanted: str) -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        raise WeightsError(wanted=wanted, found=str(error), fix="give the weights of this architecture") from None

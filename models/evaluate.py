@@ -1,84 +1,32 @@
-"""How good a filter or an induced model is by itself: retrieval and zero-shot classification on vectors.
+"""How good a filter or an induced model is by itself: on stored vectors, and on evaluation sets with pixels.
 
-Ties count against the model: a wrong candidate that scores as high as the right one stands before it, so that a model
-that gives every pair one score gets nothing. A vector that is not finite is a miss.
+A set with pixels is a folder in clip_benchmark's layout (`models.eval_sets`); DataComp's 38 are listed in
+`models.tasks`. Definitions are in `models.metrics`.
 
-Dimensions: N pairs, B rows of a block, C classes, K templates, E embedding, T text vector.
+Dimensions: N pairs or images, M captions, C classes, E embedding, T text vector, F fields of metadata.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.data import Vectors
+from models.eval_sets import EvalFolder, EvalSetError, Sample
 from models.filters import Filter
+from models.metrics import Answers, caption_retrieval, classification, jaccard, jaccard_means, retrieval
+from models.prompts import Units, class_vectors
 
-BLOCK_ROWS = 1024
-"""Rows of the similarity matrix held at once."""
+if TYPE_CHECKING:
+    from models.embedder import Embedder
 
-Units = NDArray[np.floating[Any]]
-Ints = NDArray[np.int64]
+IMAGES_AT_ONCE = 256
+"""Files held in memory while they are encoded."""
 EncodeTexts = Callable[[Sequence[str]], NDArray[np.floating[Any]]]
-
-
-def retrieval(
-    image_vectors: Units, text_vectors: Units, captions: Sequence[str], ks: Sequence[int] = (1, 5, 10)
-) -> dict[str, float]:
-    """Recall at k in both directions: the share of queries with a right candidate among the k best.
-
-    Pairs with the same caption (compared exactly) are right for each other; every pair is a candidate of its own, so m
-    equal wrong captions take m places.
-
-    Args:
-        image_vectors, text_vectors: unit vectors of the pairs in the same order, shape NE.
-
-    Returns:
-        `image_to_text_r5`, `text_to_image_r5` and their mean `r5`, for each k; in [0, 1].
-    """
-    first: dict[str, int] = {}
-    group_N = np.array([first.setdefault(caption, row) for row, caption in enumerate(captions)])
-    places = {
-        "image_to_text": _places(image_vectors, text_vectors, group_N, group_N),
-        "text_to_image": _places(text_vectors, image_vectors, group_N, group_N),
-    }
-    found = {f"{way}_r{k}": float((place_N < k).mean()) for way, place_N in places.items() for k in ks}
-    means = {f"r{k}": (found[f"image_to_text_r{k}"] + found[f"text_to_image_r{k}"]) / 2 for k in ks}
-    return found | means
-
-
-def classification(image_vectors: Units, labels: Ints, class_vectors: Units) -> dict[str, float]:
-    """Zero-shot classification: an image belongs to the class whose vector is nearest.
-
-    Args:
-        image_vectors: unit vectors, shape NE.
-        labels: the right row of class_vectors, shape N.
-        class_vectors: unit vectors, shape CE.
-
-    Returns:
-        `top1`, and `mean_per_class`: the mean over the classes that occur of each one's top1; in [0, 1].
-    """
-    is_right_N = _places(image_vectors, class_vectors, labels, np.arange(len(class_vectors))) == 0
-    per_class = [is_right_N[labels == label].mean() for label in np.unique(labels)]
-    return {"top1": float(is_right_N.mean()), "mean_per_class": float(np.mean(per_class))}
-
-
-def class_vectors(filter: Filter, classes: Sequence[str], encode_texts: EncodeTexts, templates: Sequence[str]) -> Units:
-    """Prompt ensembling (Radford et al. 2021, arXiv 2103.00020, section 3.1.4): the mean of a class's unit embeddings.
-
-    Args:
-        encode_texts: texts -> text vectors, shape NT (`Encoder.encode_texts`).
-        templates: with a `{}` for the class.
-
-    Returns:
-        Unit vectors, shape CE.
-    """
-    prompts = [template.format(name) for name in classes for template in templates]
-    prompts_CKE = filter.project_texts(encode_texts(prompts)).reshape(len(classes), len(templates), -1)
-    mean_CE = prompts_CKE.mean(axis=1)
-    units_CE: Units = mean_CE / np.linalg.norm(mean_CE, axis=1, keepdims=True)
-    return units_CE
 
 
 def evaluate(
@@ -89,10 +37,11 @@ def evaluate(
     encode_texts: EncodeTexts | None = None,
     templates: Sequence[str] = ("{}",),
 ) -> dict[str, float]:
-    """All metrics of a filter, or of an induced model's heads, on one evaluation set.
+    """All metrics of a filter, or of an induced model's heads, on one evaluation set of stored vectors.
 
     Args:
         labels: uid -> class name, for classification over the pairs that it names; needs encode_texts.
+        encode_texts: texts -> text vectors, shape NT (`Encoder.encode_texts`).
 
     Returns:
         What `retrieval` gives; with labels also what `classification` gives.
@@ -108,17 +57,94 @@ def evaluate(
     if not rows:
         raise ValueError(f"wanted pairs with a label; found none of {len(labels)} labelled uids among the vectors")
     labels_N = np.array([classes.index(labels[vectors.uids[row]]) for row in rows])
-    classes_CE = class_vectors(filter, classes, encode_texts, templates)
+    classes_CE = class_vectors(lambda texts: filter.project_texts(encode_texts(texts)), classes, templates)
     return metrics | classification(images_NE[rows], labels_N, classes_CE)
 
 
-def _places(queries: Units, candidates: Units, query_group: Ints, candidate_group: Ints) -> Ints:
-    """For each query, how many wrong candidates score as high as its best right one or higher. int64, shape N."""
-    places = []
-    for start in range(0, len(queries), BLOCK_ROWS):
-        block = slice(start, start + BLOCK_ROWS)
-        similarity_BN = np.nan_to_num(queries[block] @ candidates.T, nan=-np.inf)
-        is_right_BN = query_group[block, None] == candidate_group[None, :]
-        best_B = np.where(is_right_BN, similarity_BN, -np.inf).max(axis=1, keepdims=True)
-        places.append(((similarity_BN >= best_B) & ~is_right_BN).sum(axis=1))
-    return np.concatenate(places)
+@dataclass(frozen=True)
+class SetResult:
+    """What a model does on one set with pixels."""
+
+    metrics: Mapping[str, float]
+    """In [0, 1]."""
+    num_samples: int
+    """Images; for an association, cues."""
+    num_broken: int
+    """Images that do not decode: each is a miss."""
+
+
+def evaluate_folder(model: "Embedder", folder: EvalFolder) -> SetResult:
+    """All metrics of a model on one set, encoding every image once.
+
+    Returns:
+        classification: `top1`, `top5`, `mean_per_class`, `macro_f1`, and where samples hold `.npy` metadata
+        `worst_group_top1` and `_top5` over its first field (income, region). retrieval: what `caption_retrieval`
+        gives. association: what `jaccard_means` gives.
+
+    Raises:
+        EvalSetError: no samples, or samples that lack what their kind needs.
+    """
+    broken_before = model.num_broken
+    run = {"classification": _classify, "retrieval": _retrieve, "association": _associate}[folder.kind]
+    metrics, num_samples = run(model, folder)
+    return SetResult(metrics, num_samples, model.num_broken - broken_before)
+
+
+def _classify(model: "Embedder", folder: EvalFolder) -> tuple[dict[str, float], int]:
+    images, labels, fields = list[Units](), list[int](), list[NDArray[np.int64]]()
+    for samples in _batched(folder):
+        images.append(model.embed_images([sample.image() for sample in samples]))
+        labels += [sample.label() for sample in samples]
+        fields += [found for sample in samples if (found := sample.metadata()) is not None]
+    if labels and max(labels) >= len(folder.classes):
+        raise EvalSetError(f"wanted labels below {len(folder.classes)}, the classes of {folder.folder}; "
+                           f"found {max(labels)}")  # fmt: skip
+    classes_CE = model.embed_classes(folder.classes, folder.templates)
+    answers = Answers.of(np.concatenate(images), np.array(labels), classes_CE)
+    metrics = answers.metrics() | {"macro_f1": answers.macro_f1()}
+    if fields:
+        if len(fields) < len(labels):
+            raise EvalSetError(f"wanted .npy metadata of all or none of {len(labels)} samples; found {len(fields)}")
+        groups_N = np.stack(fields)[:, 0]
+        metrics |= {f"worst_group_top{k}": answers.worst_group(groups_N, k) for k in (1, 5)}
+    return metrics, len(labels)
+
+
+def _retrieve(model: "Embedder", folder: EvalFolder) -> tuple[dict[str, float], int]:
+    images, captions, image_of_text = list[Units](), list[str](), list[int]()
+    for samples in _batched(folder):
+        start = sum(len(batch) for batch in images)
+        images.append(model.embed_images([sample.image() for sample in samples]))
+        for row, sample in enumerate(samples, start=start):
+            lines = sample.text("txt").splitlines()
+            captions += lines
+            image_of_text += [row] * len(lines)
+    if not captions:
+        raise EvalSetError(f"wanted captions in {folder.folder}; found none")
+    images_NE = np.concatenate(images)
+    return caption_retrieval(images_NE, model.embed_texts(captions), np.array(image_of_text)), len(images_NE)
+
+
+def _associate(model: "Embedder", folder: EvalFolder) -> tuple[dict[str, float], int]:
+    """WinoGAViL, with the prompt of DataComp's wino_eval.py."""
+    scores, sizes = [], []
+    for sample in (sample for samples in _batched(folder) for sample in samples):
+        try:
+            asked = json.loads(sample.text("json"))
+            cue, candidates, right = str(asked["cue"]).lower(), asked["candidates"], set(asked["associations"])
+        except (ValueError, KeyError, TypeError):
+            raise EvalSetError(f"wanted cue, candidates and associations in {sample.where}.json") from None
+        images_NE = model.embed_images([sample.image(str(number)) for number in range(len(candidates))])
+        text_1E = model.embed_texts([f"{'An' if cue[:1] in set('aeiou') else 'A'} {cue}"])
+        scores.append(jaccard(images_NE @ text_1E[0], np.array([name in right for name in candidates])))
+        sizes.append(len(candidates))
+    return jaccard_means(scores, sizes), len(scores)
+
+
+def _batched(folder: EvalFolder) -> Iterator[list[Sample]]:
+    samples = folder.samples()
+    if not (batch := list(islice(samples, IMAGES_AT_ONCE))):
+        raise EvalSetError(f"wanted samples in {folder.folder}; found none")
+    while batch:
+        yield batch
+        batch = list(islice(samples, IMAGES_AT_ONCE))

@@ -24,9 +24,9 @@ from safetensors.torch import save_file
 from models import clip
 from models.checkpoint import CheckpointError, Checkpoints
 from models.encoder import Encoder
-from models.evaluate import retrieval
 from models.images import ImageError
 from models.job import TrainJob
+from models.metrics import retrieval
 from models.pairs import DataError, Pairs, index_folder
 from models.pixel_source import PixelSource
 from models.recipe import TrainingError

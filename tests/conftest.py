@@ -1,6 +1,7 @@
 """One Spark session for the whole run, and the tiny recipe run once. Both in temporary folders."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,23 @@ def store(spark, tmp_path):
     from etl.store import Store
 
     return Store(spark, str(tmp_path / "tables"))
+
+
+@pytest.fixture(scope="session")
+def mlflow_template(tmp_path_factory) -> Path:
+    """An empty MLflow store, made once: its migrations take seconds."""
+    import mlflow
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def mlflow_uri(mlflow_template, tmp_path) -> str:
+    """A store of the test's own."""
+    shutil.copyfile(mlflow_template, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path}/mlflow.db"
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import pytest
 from etl.budget import points_of, repeats_by_fraction
 from etl.config import LoopConfig
 from etl.stages.selection import Condition, Config, Keep
-from models import registry
+from models import tracking
 from models.budget import Point
 
 LOOP = LoopConfig(headline_parts=("things.r5", "things.top1"))
@@ -23,8 +23,8 @@ def receipt(hash_, keep, num_rows, **rule):
 def runs(tmp_path_factory):
     """Two seeds of a fifth at two budgets, the whole pool, and what must not count."""
     uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
-    assert registry.finished_runs(uri, "tiny", kind="induced") == [], "no store, and none is made"
-    registry.connect(uri)
+    assert tracking.finished_runs(uri, "tiny", kind="induced") == [], "no store, and none is made"
+    tracking.connect(uri)
     mlflow.set_experiment("tiny")
     planted = [("a", 10, 0.2, 0.4), ("b", 10, 0.4, 0.6), ("a", 50, 0.5, 0.5), ("all", 10, 0.1, 0.1),
                ("random", 10, 0.9, 0.9), ("english", 10, 0.9, 0.9), ("unknown", 10, 0.9, 0.9)]  # fmt: skip
@@ -38,8 +38,8 @@ def runs(tmp_path_factory):
     with pytest.raises(KeyError), mlflow.start_run(tags={"kind": "induced"}):
         mlflow.log_params({"content": "a", "steps": 10, "batch_size": 32})
         raise KeyError("killed")
-    found = registry.finished_runs(uri, "tiny", kind="induced")
-    assert len(found) == len(planted) and registry.finished_runs(uri, "other", kind="induced") == []
+    found = tracking.finished_runs(uri, "tiny", kind="induced")
+    assert len(found) == len(planted) and tracking.finished_runs(uri, "other", kind="induced") == []
     return found
 
 

@@ -88,15 +88,53 @@ def test_a_receipt_names_what_was_read_and_its_hash_is_that_of_the_rows(tiny, df
 
 
 def test_the_gate_looks_at_induced_models_and_leaves_its_decision(tiny):
-    from models import registry
+    from models import registry, tracking
 
     project, ended, _ = tiny
     row = project.store.read("", PROMOTIONS).collect()[0]
     assert row["verdict"] == ("promoted" if ended.is_promoted else "refused")
     assert row["champion_compared"] in ("arm whole_pool", "arm random")
-    registry.connect(project.tracking_uri)
+    tracking.connect(project.tracking_uri)
     assert registry.champion() == ("1" if ended.is_promoted else None)
     assert "dfn_filter version 1" in ended.verdict
+
+
+def test_the_induced_model_is_registered_once_with_the_receipt_of_its_dataset(tiny, dfn_receipt):
+    import mlflow
+
+    from models.tracking import answering
+
+    project, ended, _ = tiny
+    client = mlflow.MlflowClient()
+    with answering(project.tracking_uri):
+        for _ in range(2):
+            Loop(project)._register_clip(ended.arms["dfn"])
+        (version,) = client.search_model_versions("name='clip'")
+    assert version.tags["selection_id"] == dfn_receipt["selection_id"]
+    assert version.tags["selection_hash"] == dfn_receipt["hash"]
+    assert json.loads(version.tags["selection_rule"]) == dfn_receipt["rule"]
+    run = client.get_run(version.run_id)
+    assert (run.data.tags["selection_id"], run.info.status) == (dfn_receipt["selection_id"], "FINISHED")
+    assert {"heads", "environment.json", "receipt.json"} <= {f.path for f in client.list_artifacts(version.run_id)}
+    assert "system/cpu_utilization_percentage" in run.data.metrics
+
+
+def test_where_mlflow_is_down_nothing_is_decided_and_the_round_ends(tiny):
+    project, ended, _ = tiny
+    away = Project(project.config.model_copy(update={"tracking_uri": "http://127.0.0.1:1"}))
+    verdict, is_promoted = Loop(away)._decide_if_tracked(ended.arms, ended.filters)
+    assert verdict.startswith("not decided: wanted MLflow at http://127.0.0.1:1; found no answer; fix: start it")
+    assert not is_promoted
+
+
+def test_the_noise_of_the_filter_dataset_is_said_once(tiny, tiny_output):
+    said = [line for line in tiny[2] if "guard: " in line]
+    (found,) = (json.loads(path.read_text()) for path in tiny_output.glob("guard-*.json") if len(said) == 1)
+    assert (found["num_pairs"], found["num_repeated"], found["mismatched_fraction"]) == (100, 0, None)
+    assert (
+        said[0] == "guard: clean: 0.0% of 100 pairs are noise (0 repeated, 0 of odd length, 0 of other languages; "
+        "no champion to ask for fit)"
+    )
 
 
 def test_summary_and_report_hold_the_results(tiny, tiny_output):

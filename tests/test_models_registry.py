@@ -2,21 +2,27 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow.exceptions import MlflowException
 from PIL import Image
 from test_models_encoder import TINY, tiny_clip
 from test_models_filters import random_heads
 
-from models import registry
+from models import registry, spool, tracking
 from models.clip import assemble
+from models.embedder import Embedder
 from models.encoder import Encoder
 from models.filters import Filter, save_filter
+from models.gate import GateDecision, gate
 from models.records import EncoderRecord, RegistryError, WeightsError
-from models.registry import GateDecision, gate
 
 DIM = TINY["embed_dim"]
 
@@ -29,7 +35,7 @@ def registered(tmp_path_factory):
     folders = [root / "heads1", root / "heads2"]
     for seed, folder in enumerate(folders):
         save_filter(folder, random_heads(DIM, DIM, 3, seed=seed), encoder_record=record)
-    run_id = registry.log_training_run(
+    run_id = spool.log_training_run(
         f"sqlite:///{root}/store/mlflow.db",
         "filters",
         "seed 0",
@@ -119,6 +125,90 @@ def test_the_registered_model_scores_bytes_as_the_filter_scores_vectors(register
     assert scores.index.tolist() == [5, 6, 7]
 
 
+FRESH = """
+import sys, json, mlflow, numpy as np, pandas as pd
+mlflow.set_tracking_uri(sys.argv[1])
+frame = pd.DataFrame({"image": [open(sys.argv[2], "rb").read(), b"no"], "text": ["red", "blue"]})
+filter = mlflow.pyfunc.load_model("models:/dfn_filter/2").predict(frame).tolist()
+model = mlflow.pyfunc.load_model("models:/clip/1")
+found = model.predict(frame, params={"classes": ["red", "blue"], "templates": ["a {}", "the {c}"]})
+only_text = model.predict(frame[["text"]]).columns.tolist()
+direct = model.unwrap_python_model().zero_shot(frame["image"][:1], ["red", "blue"])
+print(json.dumps([filter, found.to_dict("list"), only_text, direct.tolist()]))
+"""
+
+
+def test_registered_models_load_in_a_fresh_process_and_equal_our_own_scoring(registered, tmp_path):
+    """Offline, with pickles refused, and from a folder without this project."""
+    root, run_id, _ = registered
+    receipt = {"selection_id": "abc", "hash": "f0", "num_rows": 60, "rule": {"name": "dfn"}, "facts": {}}
+    assert registry.register_clip(run_id, root / "heads1", root / "encoder", receipt=receipt, with_towers=True) == "1"
+    tags = mlflow.MlflowClient().get_model_version("clip", "1").tags
+    record = Filter.load(root / "heads1").record
+    assert tags == {
+        "encoder_version": record.encoder_version, "filter_version": record.version, "selection_id": "abc",
+        "selection_hash": "f0", "selection_num_pairs": "60", "selection_rule": '{"name": "dfn"}',
+    }  # fmt: skip
+    Image.new("RGB", (50, 30), "red").save(tmp_path / "red.png")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+    environment.pop("PYTHONPATH", None)
+    command = [sys.executable, "-c", FRESH, f"sqlite:///{root}/store/mlflow.db", str(tmp_path / "red.png")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    scores, found, only_text, direct = json.loads(done.stdout.splitlines()[-1])
+    image = [(tmp_path / "red.png").read_bytes()]
+    ours = Embedder.load(root / "encoder", root / "heads1")
+    vector, texts = ours.embed_images(image)[0], ours.embed_texts(["red", "blue"])
+    np.testing.assert_allclose(found["image_embedding"][0], vector, atol=1e-6)
+    np.testing.assert_allclose(found["text_embedding"], texts, atol=1e-6)
+    cosines = vector @ ours.embed_classes(["red", "blue"], ["a {}", "the {}"]).T
+    assert found["label"] == [["red", "blue"][cosines.argmax()], None]
+    assert found["cosine"] == [pytest.approx(cosines.max(), abs=1e-6), pytest.approx(np.nan, nan_ok=True)]
+    assert (found["image_embedding"][1], only_text) == (None, ["text_embedding"])
+    np.testing.assert_allclose(direct[0], vector @ texts.T, atol=1e-6)
+    other = Embedder.load(root / "encoder", root / "heads2")
+    assert scores[0] == pytest.approx(float(other.embed_images(image)[0] @ other.embed_texts(["red"])[0]), abs=1e-6)
+    towers, heads = registry.resolve_model("models:/clip/1", tmp_path / "resolved")
+    again = Embedder.load(towers, heads)
+    np.testing.assert_array_equal(again.embed_images(image)[0], vector)
+    assert towers == tmp_path / "resolved" / "encoder"
+
+
+@pytest.mark.usefixtures("registered")
+def test_a_pickled_model_is_not_loaded_and_its_payload_does_not_run(tmp_path, monkeypatch):
+    ran = tmp_path / "ran"
+    pickled = tmp_path / "model"
+    with monkeypatch.context() as here:
+        here.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "true")
+        mlflow.pyfunc.save_model(pickled, python_model=Bomb(ran), pip_requirements=[])
+    client = mlflow.MlflowClient()
+    apart = client.create_experiment("bombs", artifact_location=(tmp_path / "artifacts").as_uri())
+    with mlflow.start_run(experiment_id=apart):
+        mlflow.log_artifacts(str(pickled), "model")
+        source = mlflow.get_artifact_uri("model")
+    client.create_registered_model("bomb")
+    client.create_model_version("bomb", source)
+    for resolve in (registry.resolve, registry.resolve_model):
+        with pytest.raises(RegistryError, match="wanted a model from code, as dfn makes them; found models:/bomb/1"):
+            resolve("models:/bomb/1", tmp_path / "out")
+    with pytest.raises(MlflowException, match="pickle is disallowed"):
+        mlflow.pyfunc.load_model("models:/bomb/1")
+    assert not ran.exists() and not (tmp_path / "out").exists()
+
+
+class Bomb(mlflow.pyfunc.PythonModel):
+    """Its pickle touches a file when it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+    def predict(self, context, model_input: list[str]):
+        return model_input
+
+
 def test_nothing_registered_is_pickled_and_the_requirements_are_pinned(registered):
     root, _, versions = registered
     files = [path for path in (root / "store" / "artifacts").rglob("*") if path.is_file()]
@@ -143,7 +233,7 @@ def test_heads_of_another_encoder_are_not_registered(registered, tmp_path):
 
 def test_a_folder_is_no_tracking_store():
     with pytest.raises(ValueError, match="fix: sqlite:///"):
-        registry.connect("./mlruns")
+        tracking.connect("./mlruns")
 
 
 def test_the_gate_passes_a_difference_beyond_noise():

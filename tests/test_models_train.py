@@ -12,8 +12,9 @@ import torch
 from test_models_filters import encoder_record
 
 from models.data import Vectors, write_part
-from models.evaluate import classification, evaluate, retrieval
+from models.evaluate import evaluate
 from models.filters import Filter, FilterRecord, Heads, save_filter
+from models.metrics import classification, retrieval
 from models.order import batches
 from models.recipe import learning_rate
 from models.train import FILTER, INDUCED, ImageStats, TrainConfig, TrainingError, train
@@ -181,7 +182,7 @@ def naive_recall(queries, candidates, captions, k):
 
 
 def test_retrieval_against_a_plain_reference(monkeypatch):
-    monkeypatch.setattr("models.evaluate.BLOCK_ROWS", 16)
+    monkeypatch.setattr("models.metrics.BLOCK_ROWS", 16)
     images, texts = units(50, 4, 0), units(50, 4, 1)
     captions = [f"c{i % 20}" for i in range(50)]
     found = retrieval(images, texts, captions, ks=(1, 5))
