@@ -53,18 +53,21 @@ def _verdict(store: Store, dataset: str, uid: str, receipt: dict[str, Any]) -> s
     duplicates = only.pop("duplicates", None)
     names = ("pairs", "signals", "image_signals", "scores", "contaminated")
     gathered = judging.gather(replay.config, **{name: only.get(name) for name in names})  # type: ignore[arg-type]
-    judged = judging.judge(gathered, duplicates, replay.config, receipt["facts"]["tops"])
+    judged = judging.judge(gathered, duplicates, replay.config, receipt["facts"])
     cuts = receipt["facts"]["cuts"]
     own = judged.where(F.col("uid") == uid)
-    rows = own.select("verdict", "rank", "group", judging.is_kept(cuts).alias("is_kept")).collect()
+    repeats = judging.num_repeats(replay.config, cuts).alias("num_repeats")
+    rows = own.select("verdict", "rank", "group", repeats).collect()
     if not rows:
         return "not in the pool then"
     row = rows[0]
     if row["verdict"] != "eligible":
         return str(row["verdict"])
+    if replay.config.keep.soft_cap:
+        return f"drawn {row['num_repeats']} times (score {row['rank']:.4f})"
     cut = (cuts or {}).get(row["group"])
     place = f" (rank {row['rank']:.4f}, cut {cut[0]:.4f})" if cut else ""
-    return ("kept" if row["is_kept"] else "below the cut") + place
+    return ("kept" if row["num_repeats"] else "below the cut") + place
 
 
 def _group_members(duplicates: DataFrame | None, uid: str) -> list[str]:

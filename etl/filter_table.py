@@ -24,7 +24,8 @@ def filter_table(project: Project, pool: str, fraction: float, given: dict[str, 
     is_true = spark.createDataFrame(list(truth.items()), "uid string, is_true boolean") if truth else None
     book, table, first = Filters(project, pool, given), {}, None
     for name in (*given, *project.config.filters):
-        keep = base.keep.model_copy(update={"top_fraction": fraction, "random_fraction": None, "all": None, "of": name})
+        other = dict.fromkeys(("soft_cap", "random_fraction", "all"))
+        keep = base.keep.model_copy(update={"top_fraction": fraction, "of": name, **other})
         rule = book.scoring(base.model_copy(update={"name": name, "keep": keep}))
         run = project.run(selection.STAGE, pool, rule)
         kept = project.store.read(pool, SELECTIONS, where=run.slice).select("uid")

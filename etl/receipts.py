@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -15,6 +16,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from etl import judging
+from etl.pinned import pinned_bytes
 from etl.stage import UserError, content_hash, fold_hash, slice_from
 from etl.stages import selection
 from etl.store import Store
@@ -90,11 +92,13 @@ class Replay:
         return found
 
     def obstacle(self) -> str | None:
-        """Why the tables cannot be read as they were; None where they can."""
+        """Why tables, or files that the rule names, cannot be read as they were; None where they can."""
         try:
             for name, frame in self.inputs.items():
                 if missing := _missing(frame.inputFiles()[:CHECKED_FILES]):
                     return f"{name}: {missing} is gone"
+            for path in map(Path, self.config.files_sha256):
+                pinned_bytes(path, self.config.files_sha256)
         except (UserError, AnalysisException, KeyError) as error:
             return str(error).strip().splitlines()[0][:200]
         return None
@@ -105,9 +109,10 @@ class Replay:
         duplicates = inputs.pop("duplicates", None)
         given = {name: inputs.get(name) for name in ("pairs", "signals", "image_signals", "scores", "contaminated")}
         found = judging.gather(self.config, **given)  # type: ignore[arg-type]
-        judged = judging.judge(found, duplicates, self.config, self.receipt["facts"]["tops"])
-        is_kept: Column = (F.col("verdict") == "eligible") & judging.is_kept(self.receipt["facts"]["cuts"])
-        return judged.select("uid", "verdict", "rank", F.coalesce(is_kept, F.lit(False)).alias("is_kept"))
+        facts = self.receipt["facts"]
+        judged = judging.judge(found, duplicates, self.config, facts)
+        is_kept: Column = (F.col("verdict") == "eligible") & (judging.num_repeats(self.config, facts["cuts"]) > 0)
+        return judged.select("uid", "verdict", "rank", is_kept.alias("is_kept"))
 
     def run(self) -> tuple[str, int]:
         """(hash, rows) of the rule applied again from nothing: its cuts are found anew."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
+from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
@@ -23,7 +24,7 @@ class Known:
     """A column that a rule can name."""
 
     table: Literal["pairs", "signals", "image_signals"]
-    kind: Literal["string", "number"]
+    kind: Literal["string", "number", "caption"]
     column: Callable[[], Column]
     """Over the columns of its table."""
 
@@ -52,6 +53,7 @@ COLUMNS: dict[str, Known] = {
     **_plain("signals", "string", "language"),
     **_plain("signals", "number", "language_confidence", "num_words", "num_chars"),
     "nsfw_score": Known("image_signals", "number", lambda: F.col("nsfw_score")),
+    **_plain("pairs", "caption", "text"),
 }
 """Name in a rule -> what it is. `nsfw_score` is the highest that any model gave."""
 GROUPS = tuple(name for name, known in COLUMNS.items() if known.kind == "string" and name != "url")
@@ -64,6 +66,9 @@ BOUNDS: dict[str, Callable[[Column, Any], Column]] = {
     "at_most": lambda column, value: column <= value,
     "below": lambda column, value: column < value,
 }
+
+ALONE = ("is_in", "names", "top_fraction")
+"""Tests that join no other in a leaf."""
 
 
 def _has_both() -> Column:
@@ -86,6 +91,9 @@ class Condition(StageConfig):
     below: float | None = None
     is_in: tuple[str, ...] | None = None
     """Of a column of strings."""
+    names: str | None = None
+    """Of `text`: a list in the rule's `synsets`. Whether a word of the caption, inflected or not, means first, in
+    WordNet, a synset of the list: DataComp's text_based."""
     top_fraction: float | None = pydantic.Field(default=None, gt=0, le=1)
     """Of all pairs with a status in `among`, scored or not, before any other condition: the share ranked first."""
     ties: Literal["uid", "all"] = "uid"
@@ -96,12 +104,14 @@ class Condition(StageConfig):
     def is_one_thing(self) -> Condition:
         if sum(value is not None for value in (self.all, self.any, self.not_, self.of)) != 1:
             raise ValueError("wanted one of all, any, not, of")
-        tests = {name for name in (*BOUNDS, "is_in", "top_fraction") if getattr(self, name) is not None}
+        tests = {name for name in (*BOUNDS, *ALONE) if getattr(self, name) is not None}
         if bool(self.of) != bool(tests):
             raise ValueError(f"wanted `of` with a test; found {', '.join(tests) or f'of: {self.of} alone'}")
-        if len(tests) > 1 and tests & {"is_in", "top_fraction"}:
-            raise ValueError(f"wanted is_in or top_fraction alone; found {', '.join(sorted(tests))}")
+        if len(tests) > 1 and tests & set(ALONE):
+            raise ValueError(f"wanted {', '.join(ALONE)} alone; found {', '.join(sorted(tests))}")
         known = COLUMNS.get(self.of or "")
+        if (known is not None and known.kind == "caption") != (tests == {"names"}):
+            raise ValueError(f"{self.of}: wanted names of text, and of nothing else; found {', '.join(sorted(tests))}")
         if known and known.kind == "string" and tests != {"is_in"}:
             raise ValueError(f"{self.of}: wanted is_in, since it is text; found {', '.join(sorted(tests))}")
         if "is_in" in tests and not (known and known.kind == "string"):
@@ -115,15 +125,15 @@ class Condition(StageConfig):
         if self.of is not None:
             yield self
 
-    def column(self, is_in_top: Mapping[Condition, Column]) -> Column:
-        """True or false, never NULL. `is_in_top`: the leaves with a top_fraction, resolved."""
+    def column(self, resolved: Mapping[Condition, Column]) -> Column:
+        """True or false, never NULL. `resolved`: the leaves with top_fraction or names."""
         if self.all is not None:
-            return reduce(Column.__and__, (c.column(is_in_top) for c in self.all), F.lit(True))
+            return reduce(Column.__and__, (c.column(resolved) for c in self.all), F.lit(True))
         if self.any is not None:
-            return reduce(Column.__or__, (c.column(is_in_top) for c in self.any), F.lit(False))
+            return reduce(Column.__or__, (c.column(resolved) for c in self.any), F.lit(False))
         if self.not_ is not None:
-            return ~self.not_.column(is_in_top)
-        return F.coalesce(is_in_top[self] if self.top_fraction else self._test(), F.lit(False))
+            return ~self.not_.column(resolved)
+        return F.coalesce(resolved[self] if self in resolved else self._test(), F.lit(False))
 
     def _test(self) -> Column:
         value = F.col(f"of_{self.of}")
@@ -134,3 +144,30 @@ class Condition(StageConfig):
             bounds = {name: bound.cast("float").cast("double") for name, bound in bounds.items()}
         tests = [BOUNDS[name](value, bound) for name, bound in bounds.items()]
         return reduce(Column.__and__, tests) & ~F.isnan(value)
+
+
+class Exclude(StageConfig):
+    """Pairs that no rule keeps."""
+
+    contaminated: bool = True
+    """Those seen in an evaluation or development set."""
+    nsfw_above: float | None = pydantic.Field(default=None, ge=0, le=1)
+    """Those that an image model scored higher."""
+    blocklists: tuple[Path, ...] = ()
+    """Text files of a uid, sha256, URL or domain a line: those of the pairs that are named so."""
+
+
+class Unique(StageConfig):
+    """One pair of each group of duplicates, of those that the rest of the rule would keep."""
+
+    by: tuple[Literal["sha256", "phash"], ...] = pydantic.Field(min_length=1)
+    keep: Literal["smallest_uid", "largest_image"] | None = None
+    """Which one; the smallest uid also among equals."""
+    highest: str | None = None
+    """Or: the one with the highest score of this filter."""
+
+    @pydantic.model_validator(mode="after")
+    def one_order(self) -> Unique:
+        if self.keep and self.highest:
+            raise ValueError(f"wanted keep or highest; found {self.keep} and {self.highest}")
+        return self

@@ -11,8 +11,11 @@ from helpers import frame, rows_of, uid
 from pyspark.sql import functions as F
 
 from etl.config import load
+from etl.packages import default_cache, fetch_package
+from etl.stage import UserError
 from etl.stages import selection, signals
 from etl.tables import PAIRS, SCORES
+from etl.wordnet import FOLDER, PACKAGE, read_synsets, read_wordnet
 
 CAPTIONS = [
     "a red fox",
@@ -87,12 +90,10 @@ def by_datacomp(name, rows):
     return [n for n, row in enumerate(rows) if rules[name](row)]
 
 
-@pytest.mark.parametrize(
-    "name", ["no_filter", "basic_filter", "clip_score", "laion2b", "image_based", "image_based_clip_score"]
-)
-def test_a_baseline_keeps_what_datacomps_code_keeps(spark, table, name):
-    overrides = ["datasets.pool.metadata=/nowhere/*.parquet", "filters.image_based={cosine: true}"]
-    config = load(["datacomp", f"baselines/{name}"], overrides).stages.selection
+def kept_of(spark, name, table, *overrides):
+    """Numbers of the rows that the baseline's rule keeps."""
+    known = ["datasets.pool.metadata=/nowhere/*.parquet", "filters.image_based={cosine: true}", *overrides]
+    config = load(["datacomp", f"baselines/{name}"], known).stages.selection
     config = config.model_copy(update={"scored_by": {f: (f, "v") for f in config.filters()}})
     sizes = [{"width_px": row["width"], "height_px": row["height"], "text": row["text"]} for row in table]
     made = [{"uid": uid(n), "status": "metadata_only", **row} for n, row in enumerate(sizes)]
@@ -100,7 +101,7 @@ def test_a_baseline_keeps_what_datacomps_code_keeps(spark, table, name):
     facts = signals.transform(pairs, config=signals.Config())  # the words are counted for real, the language is planted
     german = F.col("uid").isin([uid(n) for n, row in enumerate(table) if row["language"] == "de"])
     scores = []
-    for f, (n, row) in itertools.product(("l14", "b32", "image_based"), enumerate(table)):
+    for f, (n, row) in itertools.product(config.scored_by, enumerate(table)):
         score = None if np.isnan(row[f]) else float(row[f])
         scores.append({"filter": f, "filter_version": "v", "uid": uid(n), "status": "ok", "score": score})
     inputs = {"pairs": pairs, "signals": facts.withColumn("language", F.when(german, "de").otherwise("en")),
@@ -108,6 +109,113 @@ def test_a_baseline_keeps_what_datacomps_code_keeps(spark, table, name):
     inputs = {key: value for key, value in inputs.items() if selection.STAGE.reads[key].is_read(config)}
     facts = selection.prepare(**inputs, config=config) | {"key": "0" * 64, "inputs": {"pool.pairs": 0}}
     kept = rows_of(selection.transform(**inputs, config=config, facts=facts)[0], "uid")
+    return [int(u, 16) for (u,) in kept]
+
+
+@pytest.mark.parametrize(
+    "name", ["no_filter", "basic_filter", "clip_score", "laion2b", "image_based", "image_based_clip_score"]
+)
+def test_a_baseline_keeps_what_datacomps_code_keeps(spark, table, name):
     wanted = by_datacomp(name, table)
-    assert [int(u, 16) for (u,) in kept] == wanted
+    assert kept_of(spark, name, table) == wanted
     assert 0 < len(wanted) < len(table) or name == "no_filter"
+
+
+# Of words as they stand in captions: the offset of `wordnet.synsets(word)[0]` in NLTK 3.8.1 (DataComp's pin), run once
+# over the same files of Debian's wordnet-base.
+NLTK = {
+    "a": 13658027, "red": 4962784, "fox": 2118333, "two": 13743269, "words": 7109730, "b": 1349948, "c": 13714491,
+    "cd": 14632444, "ab": 6698640, "ef": None, "one": 13742573, "ein": None, "roter": None, "Fuchs": 10984589,
+    "xxxxxx": None, "b\x00c": None, "de": 9069862, "abcdef": None, "Three": 13744044, "FOXES": 2118333, "run": 189565,
+    "foxeses": 2118333, "fox.": None, "fox,": None, "running": 558883, "GEESE": 1855672, "women": 10787470, "men":
+    8212347, "at": 14629561, "work": 575741, "left": 8625462, "leaves": 13152742, "fall": 15236859, "great": 10145081,
+    "white": 9638875, "shark": 1482330, "great_white_shark": 1484850, "snow-white": 392093, "linen": 3672521, "und":
+    None, "dog's": None, "hot-dog": 1938855, "hot": 1247240, "dog": 2084071, "was": 9152944, "seseses": 14654175,
+    "ran": 1926329, "boxed": 1485176, "glasses": 4272054, "better": 5143558, "axes": 2764044, "I'm": None, "the":
+    None, "swifter": 978199, "\u0130": None, "mice": 2330245, "tench": 1440764,
+}  # fmt: skip
+# Real ids of WordNet 3.0, written by hand: fox, goose, woman, man, leaf, mouse, tench, great white shark, dog, two. The
+# last is a drawing, and snow-white, an adjective, has its offset: DataComp's code looks at the offset alone.
+WNIDS = """
+n02118333
+n01855672
+n10787470
+n10287213
+n13152742
+
+# small ones
+ n02330245
+n01440764
+n01484850
+n02084071
+n13743269
+n00392093
+"""
+TEXTS = [
+    *CAPTIONS,
+    "Three FOXES run",
+    "foxeses",  # no rule knows it, but the rules of what they made of it do
+    "a fox. a fox, running",
+    "GEESE",
+    "women",
+    "men at work",  # listed is a man; men are a work force first
+    "left",  # leave and leaf are not looked at: left is a word
+    "leaves fall",
+    "great white shark",
+    "a great_white_shark",
+    "snow-white linen",
+    "ein Fuchs und a fox",
+    "dog's hot-dog",
+    "hot\u00a0dog",
+    "\x1ffox\u2028was ",
+    "seseses was",
+    "ran boxed glasses better axes I'm the swifter \u0130",
+    "mice\ttench",
+]
+
+
+@pytest.fixture(scope="module")
+def wordnet_folder():
+    return fetch_package(PACKAGE, cache=default_cache()) / FOLDER
+
+
+def test_a_word_means_first_what_nltk_says(wordnet_folder):
+    wordnet = read_wordnet(str(wordnet_folder), {})
+    assert {word: wordnet.first_offset(word) for word in NLTK} == NLTK
+    # Two endings fit each time, and 2^40 ways lead down to se, the metal: a way that meets another is not gone again.
+    assert wordnet.first_offset("se" * 40 + "s") == NLTK["seseses"]
+
+
+def test_text_based_keeps_what_datacomps_code_keeps(spark, wordnet_folder, tmp_path):
+    (tmp_path / "wnids.txt").write_text(WNIDS)
+    listed = {int(line.strip()[1:]) for line in WNIDS.splitlines() if "#" not in line and line}
+    table = [{"text": text, "width": 1, "height": 1, "language": "en"} for text in TEXTS]
+    table = [{**row, "language": "de" if row["text"] and "ein" in row["text"] else "en"} for row in table]
+
+    def contains(text):
+        return any(NLTK[word] in listed for word in text.split())
+
+    wanted = [n for n, row in enumerate(table) if row["text"] and row["language"] == "en" and contains(row["text"])]
+    overrides = [
+        f"stages.selection.synsets.imagenet21k={tmp_path}/wnids.txt",
+        f"stages.selection.wordnet={wordnet_folder}",
+    ]
+    assert kept_of(spark, "text_based", table, *overrides) == wanted
+    assert [TEXTS[n] for n in wanted] == [
+        "a red fox", "two words", "one\ntwo", "Three FOXES run", "foxeses", "GEESE", "women", "leaves fall",
+        "a great_white_shark", "snow-white linen", "hot\xa0dog", "\x1ffox\u2028was ", "mice\ttench",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["n0211833", "# none", "x02118333", "n02118333 fox", "n02118333\n2118333"])
+def test_a_list_of_synsets_that_is_none_is_refused(tmp_path, text):
+    (tmp_path / "wnids.txt").write_text(text)
+    with pytest.raises(UserError, match="synsets: wanted wnids"):
+        read_synsets(str(tmp_path / "wnids.txt"), {})
+    with pytest.raises(UserError, match="wanted the file"):
+        read_synsets(str(tmp_path / "nowhere.txt"), {})
+
+
+def test_a_list_that_no_file_is_given_for_is_refused_before_spark_starts():
+    with pytest.raises(UserError, match="names: wanted a list in `synsets`; found imagenet21k, there are none"):
+        load(["datacomp", "baselines/text_based"], ["datasets.pool.metadata=/nowhere/*.parquet"])
