@@ -11,6 +11,7 @@
     published_scores  metadata files       -> scores             in place of score: a column of a release
     fusion      scores of other filters    -> scores             by rank or by range
     selection   all of the above           -> selections, receipts   a rule, and the proof of what it kept
+    listed      a list of uids, pairs      -> selections, receipts   in place of selection: what somebody published
 
 `stages/__init__.py` is the recipe. `loop.py` goes on from there: export, train, evaluate, gate, promote.
 """

@@ -86,6 +86,7 @@ def select(
     override: Set = [],  # noqa: B006
     filter: Annotated[str, typer.Option(help="What the rule calls dfn: a folder, models:/NAME@ALIAS, or cosine.")] = "",
     receipt: Annotated[str, typer.Option(help="Replay and prove this one instead: a selection, or a JSON file.")] = "",
+    uids: Annotated[Path | None, typer.Option(help="Keep what this list names instead: a published .npy.")] = None,
     samples_seen: Annotated[str, typer.Option(help="Of a training run, such as 128M: repeats, and what pays.")] = "",
     dataset: Dataset = "",
     json: Json = False,
@@ -94,11 +95,15 @@ def select(
     """Apply the rule in stages.selection, scoring first where its filters have not. Prints the receipt.
 
     The filter `cosine` is the CLIP score: the cosine of the encoder's own vectors. A receipt is replayed on the tables
-    as they were, and its hash must come again; past retention the stored rows are hashed.
+    as they were, and its hash must come again; past retention the stored rows are hashed. A list of uids is taken as it
+    is; a uid that comes again is a repeat, and those that the pool lacks are counted.
     """
-    from etl.stages import selection
+    from etl.stages import listed, selection
 
     budget = samples(samples_seen)
+    if given := [name for name, value in (("--filter", filter), ("--receipt", receipt)) if uids and value]:
+        raise UserError(f"select: wanted --uids or {given[0]}; found both; fix: leave one out")
+    wanted = listed.of_list(uids, uids.stem) if uids else None
     with configured(conf, override, quiet) as project:
         from etl.budget import repeats_by_fraction, which_pays
         from etl.compare import churn
@@ -112,9 +117,15 @@ def select(
             if not proof.is_proved:
                 raise typer.Exit(PARTIAL)
             return
-        settings = Filters(project, pool, _given(project, filter)).scoring(project.config.stages.selection)  # type: ignore[attr-defined]
-        done = project.run(selection.STAGE, pool, settings)
+        if wanted:
+            done = project.run(listed.STAGE, pool, wanted)
+        else:
+            rule = project.config.stages.selection  # type: ignore[attr-defined]
+            settings = Filters(project, pool, _given(project, filter)).scoring(rule)
+            done = project.run(selection.STAGE, pool, settings)
         found = receipt_of(project.store, pool, str(done.slice["selection_id"]))
+        if lacking := found["facts"].get("num_not_in_pool"):
+            project.say(f"{lacking:,} of {found['facts']['num_listed']:,} listed uids are not in the pool")
         found |= {"churn": moved} if (moved := churn(project.store, pool, found)) else {}
         if budget:
             found["samples_seen"] = repeats_by_fraction(found, budget)
@@ -180,20 +191,24 @@ def export(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a selection as tar shards, uids.npy (DataComp's u8,u8) and, last, manifest.json."""
+    """Write a selection as tar shards, uids.npy (DataComp's u8,u8) and, last, manifest.json.
+
+    Killed and run again, it goes on with the shards that are left; when all are there it says `up to date`.
+    """
     with configured(conf, override, quiet) as project:
         from etl.config import folder_of
         from etl.export import export_selection
 
         pool = dataset_of(project, dataset)
         shards = project.sources[pool].shards
-        entries = export_selection(
+        done = export_selection(
             project.store, pool, selection_id, folder.absolute(), shards_root=folder_of(shards) if shards else "",
             pairs_per_shard=pairs_per_shard,
         )  # fmt: skip
-        emit(
-            {"folder": folder, "shards": len(entries), "samples": sum(e["num_samples"] for e in entries)}, as_json=json
-        )
+        kept = {"shards_kept": done.num_kept} if done.num_kept else {}
+        state = {"state": "up to date"} if done.is_up_to_date else kept
+        samples = sum(entry["num_samples"] for entry in done.shards)
+        emit({"folder": folder, "shards": len(done.shards), "samples": samples, **state}, as_json=json)
 
 
 def _outcome(run: Any) -> Any:

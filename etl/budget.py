@@ -94,11 +94,11 @@ def points_of(known: Iterable[Mapping[str, Any]], runs: Sequence[tuple[Mapping[s
 
 def _is_like(rule: Mapping[str, Any], like: Mapping[str, Any]) -> bool:
     """Whether a rule takes another share of the same pairs by the same filter; by name, since each seed has its own."""
-    conditions = ("where", "among", "exclude", "unique")
+    conditions = ("where", "among", "exclude", "unique", "balance")
     keep = rule.get("keep", {})
     if any(rule.get(name) != like.get(name) for name in conditions) or keep.get("per") or keep.get("at_most"):
         return False
-    is_ranked = keep.get("top_fraction") is not None and keep.get("of") == like["keep"]["of"]
+    is_ranked = keep.get("top_fraction") is not None and keep.get("of") == like.get("keep", {}).get("of")
     return bool(is_ranked or keep.get("all"))
 
 

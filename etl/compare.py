@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from etl.receipts import Replay, receipt_of, receipts
-from etl.stage import UserError
 from etl.stages.selection import ranked_by
 from etl.store import Store
 from etl.tables import PAIRS, RUNS, SCORES, SELECTIONS
-from models.data import read_uids, u8_to_uid
+from etl.uid_lists import read_list
 
-LIST_ROWS = 1 << 20
-"""uids of a list that a task reads at a time."""
 DECILES = 10
+VERSIONS = ("scored_by", "blocklist_sha256", "files_sha256", "sha256")
+"""Of a rule in a receipt: which filters, and which bytes of its files, it was applied with."""
 
 
 def overlap(store: Store, dataset: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,13 +61,13 @@ def churn(store: Store, dataset: str, receipt: Mapping[str, Any]) -> dict[str, A
     if not same:
         return None
     key = F.substring("key", 1, 16)
-    ended = store.read("", RUNS).where((F.col("name") == "selection") & (F.col("dataset") == dataset))
+    ended = store.read("", RUNS).where(F.col("dataset") == dataset)
     found = ended.where(key.isin(list(same))).agg(F.max_by(key, "ended_at").alias("id")).collect()[0]["id"]
     return {"from": found, **overlap(store, dataset, same[found], receipt)} if found else None
 
 
 def _apart_from_versions(rule: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in rule.items() if name not in ("scored_by", "blocklist_sha256")}
+    return {name: value for name, value in rule.items() if name not in VERSIONS}
 
 
 def changed(before: DataFrame, after: DataFrame) -> DataFrame:
@@ -128,31 +126,6 @@ def _by_decile(
         F.avg((F.col("selected") == F.col("listed")).cast("int")).alias("agreement"),
     )  # fmt: skip
     return [row.asDict() for row in rows.orderBy("decile").collect()]
-
-
-def read_list(spark: SparkSession, path: Path) -> DataFrame:
-    """(uid, num_repeats) of an `.npy` of dtype u8,u8, read by executors in ranges; the path must be one that they see.
-
-    Raises UserError for what is no such list.
-    """
-    try:
-        listed = read_uids(path)
-    except ValueError as error:
-        raise UserError(f"--against: {error}; fix: name a list of dtype u8,u8") from None
-    blocks = spark.range(max(1, -(-len(listed) // LIST_ROWS)))
-    # Python: npy is numpy's format.
-    uids = blocks.mapInPandas(_list_reader(str(path.absolute())), "uid string")
-    return uids.groupBy("uid").agg(F.count(F.lit(1)).cast("int").alias("num_repeats"))
-
-
-def _list_reader(path: str) -> Callable[[Iterator[pd.DataFrame]], Iterator[pd.DataFrame]]:
-    def read(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-        listed = read_uids(Path(path))
-        for number in (int(n) for batch in batches for n in batch["id"]):
-            block = listed[number * LIST_ROWS : (number + 1) * LIST_ROWS]
-            yield pd.DataFrame({"uid": u8_to_uid(block)})
-
-    return read
 
 
 def _share(part: int, whole: int) -> float:

@@ -10,6 +10,7 @@ from pyspark.sql import functions as F
 from etl import judging
 from etl.receipts import Replay, receipts
 from etl.stage import Table, UserError
+from etl.stages import listed
 from etl.store import Store
 from etl.tables import CONTAMINATED, DUPLICATES, EMBEDDINGS, IMAGE_SIGNALS, PAIRS, SCORES, SIGNALS
 
@@ -47,6 +48,9 @@ def _verdict(store: Store, dataset: str, uid: str, receipt: dict[str, Any]) -> s
     replay = Replay(store, dataset, receipt)
     if obstacle := replay.obstacle():
         return f"not known: {obstacle}"
+    if replay.stage is listed.STAGE:
+        rows = replay.judged().where(F.col("uid") == uid).collect()
+        return "not in the pool then" if not rows else "kept" if rows[0]["is_kept"] else str(rows[0]["verdict"])
     inputs = replay.inputs
     near = _group_members(inputs.get("duplicates"), uid)
     only = {name: frame.where(F.col("uid").isin(near)) for name, frame in inputs.items()}

@@ -20,7 +20,6 @@ import pandas as pd
 
 from etl import guard
 from etl.config import ArmConfig
-from etl.export import uid_list, vectors_folder
 from etl.filters import Filters
 from etl.job import StageRun
 from etl.project import Project
@@ -30,6 +29,8 @@ from etl.stages import score, selection
 from etl.store import data_version
 from etl.tables import EMBEDDINGS, PROMOTIONS
 from etl.training import EvalSet, Trained, Trainer, labels_of
+from etl.uid_lists import uid_list
+from etl.vectors import vectors_folder
 from models.records import FilterRecord
 
 MODEL = "dfn_filter"

@@ -17,8 +17,8 @@ from pyspark.sql import functions as F
 
 from etl import judging
 from etl.pinned import pinned_bytes
-from etl.stage import UserError, content_hash, fold_hash, slice_from
-from etl.stages import selection
+from etl.stage import Stage, UserError, content_hash, fold_hash, slice_from
+from etl.stages import listed, selection
 from etl.store import Store
 from etl.tables import RECEIPTS, SELECTIONS
 
@@ -71,9 +71,14 @@ class Replay:
     receipt: Mapping[str, Any]
 
     @property
-    def config(self) -> selection.Config:
+    def stage(self) -> Stage:
+        """What made the selection: a rule, or a list."""
+        return listed.STAGE if "listed" in self.receipt["rule"] else selection.STAGE
+
+    @property
+    def config(self) -> Any:
         try:
-            return selection.Config.model_validate(self.receipt["rule"])
+            return self.stage.config.model_validate(self.receipt["rule"])
         except pydantic.ValidationError:
             raise UserError(
                 f"receipt {self.receipt['selection_id']}: wanted a rule of this release; found one of another; "
@@ -84,7 +89,7 @@ class Replay:
     def inputs(self) -> dict[str, DataFrame]:
         """The tables that the rule reads, as they were: finding an old version costs seconds, so once."""
         config, found = self.config, {}
-        for name, read in selection.STAGE.reads.items():
+        for name, read in self.stage.reads.items():
             if read.is_read(config):
                 version = self.receipt["inputs"][f"{self.dataset}.{read.table.name}"]
                 where = read.slice_of(config) if read.slice_of else slice_from(read.table, config)
@@ -97,15 +102,24 @@ class Replay:
             for name, frame in self.inputs.items():
                 if missing := _missing(frame.inputFiles()[:CHECKED_FILES]):
                     return f"{name}: {missing} is gone"
-            for path in map(Path, self.config.files_sha256):
-                pinned_bytes(path, self.config.files_sha256)
+            self._check_files()
         except (UserError, AnalysisException, KeyError) as error:
             return str(error).strip().splitlines()[0][:200]
         return None
 
+    def _check_files(self) -> None:
+        """That those which the rule reads beside tables are there as they were. Raises UserError."""
+        if self.stage is listed.STAGE:
+            listed.check(self.config)
+        else:
+            for path in map(Path, self.config.files_sha256):
+                pinned_bytes(path, self.config.files_sha256)
+
     def judged(self) -> DataFrame:
         """(uid, verdict, rank, is_kept) of every pair, by the cuts that the receipt holds."""
         inputs = dict(self.inputs)
+        if self.stage is listed.STAGE:
+            return listed.as_judged(inputs["pairs"], self.config)
         duplicates = inputs.pop("duplicates", None)
         given = {name: inputs.get(name) for name in ("pairs", "signals", "image_signals", "scores", "contaminated")}
         found = judging.gather(self.config, **given)  # type: ignore[arg-type]
@@ -118,9 +132,9 @@ class Replay:
         """(hash, rows) of the rule applied again from nothing: its cuts are found anew."""
         inputs, config = self.inputs, self.config
         facts = {"key": self.receipt["selection_id"], "inputs": self.receipt["inputs"]}
-        facts |= selection.prepare(**inputs, config=config)
-        _, receipt = selection.transform(**inputs, config=config, facts=facts)
-        row = receipt.collect()[0]
+        facts |= self.stage.prepare(**inputs, config=config) if self.stage.prepare else {}
+        frames: Any = self.stage.transform(**inputs, config=config, facts=facts)
+        row = frames[-1].collect()[0]
         return row["hash"], row["num_rows"]
 
 

@@ -36,7 +36,7 @@ class ShardWritten(NamedTuple):
     sha256: str
 
 
-class _Sink:
+class Sink:
     """Hashes and counts what goes into a file."""
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -60,7 +60,7 @@ class ShardWriter:
         self._files.makedirs(folder, exist_ok=True)
         self._temporary = temporary_name(name)
         self._path = f"{folder}/{self._temporary}"
-        self._sink = _Sink(self._files.open(self._path, "wb"))
+        self._sink = Sink(self._files.open(self._path, "wb"))
         sink = cast(IO[bytes], self._sink)
         self._tar = tarfile.open(fileobj=sink, mode="w|", format=tarfile.PAX_FORMAT)  # noqa: SIM115 - see `close`
         self._num_samples, self._last_key, self._is_open = 0, "", True

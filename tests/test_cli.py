@@ -102,6 +102,8 @@ def test_a_mistake_in_the_config_is_one_line_and_exit_code_2(dfn, settings, says
         ("corpora", ["Missing argument"]),
         ("select --conf tiny", ["filter dfn: wanted one that is configured or given", "found none", "--filter"]),
         ("select --conf tiny --filter /nowhere", ["wanted a folder with record.json", "found /nowhere", "fix:"]),
+        ("select --conf tiny --uids /nowhere.npy", ["--uids: wanted an .npy file", "/nowhere.npy", "dtype u8,u8"]),
+        ("select --conf tiny --uids /x --filter cosine", ["wanted --uids or --filter", "found both", "fix:"]),
         ("select --conf tiny --dataset pol --filter /x", ["wanted one of pool, clean, things", "found pol", "fix:"]),
         ("export abc /nowhere --conf tiny --dataset pol", ["wanted one of pool, clean, things", "found pol", "fix:"]),
         ("export abc /nowhere --conf tiny --pairs-per-shard 0", ["--pairs-per-shard", "equal to 1"]),

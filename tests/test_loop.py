@@ -10,7 +10,7 @@ import pytest
 from pyspark.sql import functions as F
 
 from etl.config import folder_of
-from etl.export import export_selection, uid_list
+from etl.export import export_selection
 from etl.loop import Loop
 from etl.project import Project
 from etl.receipts import receipt_of, receipts
@@ -18,6 +18,7 @@ from etl.shards import verify
 from etl.stage import UserError, fold_hash
 from etl.stages import STAGES
 from etl.tables import DATASET_TABLES, EMBEDDINGS, PAIRS, PROJECT_TABLES, PROMOTIONS, RUNS, SCORES, SELECTIONS, STATUSES
+from etl.uid_lists import uid_list
 
 SEEDS = (0, 1, 2)
 
@@ -44,7 +45,7 @@ def kept_uids(project, receipt):
 def test_rows_in_are_rows_by_terminal_status_for_every_stage(tiny):
     project = tiny[0]
     runs = project.store.read("", RUNS).where("dataset IS NOT NULL").collect()
-    unused = {"features", "image_signals", "published_scores", "fusion"}  # nothing in this config wants them
+    unused = {"features", "image_signals", "published_scores", "fusion", "listed"}  # nothing in this config wants them
     assert {run["name"] for run in runs} == {stage.name for stage in STAGES} - unused
     assert [run["name"] for run in runs if sum(run["num_rows_by_status"].values()) != run["num_rows_in"]] == []
     rows = {
@@ -216,13 +217,8 @@ def test_the_uid_list_is_what_datacomps_resharder_reads(tiny, dfn_receipt, expor
 
 def test_the_uid_list_is_the_same_when_streamed_in_ranges(tiny, dfn_receipt, exported, tmp_path):
     path = tmp_path / "uids.npy"
-    assert uid_list(tiny[0].store, "pool", dfn_receipt["selection_id"], path, rows_at_once=4) == 60
+    assert uid_list(tiny[0].store, "pool", dfn_receipt["selection_id"], path, rows_per_part=4).num_entries == 60
     assert path.read_bytes() == (exported / "uids.npy").read_bytes()
-
-
-def test_an_export_into_a_folder_that_has_one_is_refused(tiny, dfn_receipt, exported):
-    with pytest.raises(UserError, match="wanted a folder without an export"):
-        export_selection(tiny[0].store, "pool", dfn_receipt["selection_id"], exported, shards_root="")
 
 
 def test_an_unknown_selection_is_refused_with_those_that_there_are(tiny):

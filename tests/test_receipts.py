@@ -5,18 +5,20 @@ import json
 import numpy as np
 import pytest
 from helpers import frame, rows_of, uid
+from pyspark.sql import functions as F
 
 from etl import compare
 from etl.explain import explain
-from etl.export import uid_list
 from etl.receipts import Replay, prove, receipt_of, receipts
 from etl.run import Runner
 from etl.stage import UserError
-from etl.stages import selection
+from etl.stages import listed, selection
 from etl.stages.selection import Config, Keep, Unique
 from etl.store import Store
 from etl.tables import DUPLICATES, PAIRS, SCORES, SELECTIONS
+from etl.uid_lists import read_list, uid_list
 from models.data import UID_DTYPE, uid_to_u8
+from models.records import sha256_file
 
 F1 = {"filter": "f", "filter_version": "v"}
 RULE = Config(keep=Keep(top_fraction=0.5), unique=Unique(by=("sha256",)), scored_by={"dfn": ("f", "v")})
@@ -150,16 +152,79 @@ def test_a_published_list_is_compared_by_decile_of_score(grown, tmp_path):
     }
     for name, found in says.items():
         with pytest.raises(UserError, match=f"--against: wanted .*{found}"):
-            compare.read_list(store.spark, tmp_path / name)
+            read_list(store.spark, tmp_path / name)
 
 
 def test_a_list_comes_back_as_it_was_written_whatever_its_blocks(grown, tmp_path, monkeypatch):
     store, first, _ = grown
     uid_list(store, "pool", first["selection_id"], tmp_path / "uids.npy")
     assert np.load(tmp_path / "uids.npy").dtype == UID_DTYPE
-    assert rows_of(compare.read_list(store.spark, tmp_path / "uids.npy")) == [(uid(n), 1) for n in kept(store, first)]
+    assert rows_of(read_list(store.spark, tmp_path / "uids.npy")) == [(uid(n), 1) for n in kept(store, first)]
     np.save(tmp_path / "twice.npy", uid_to_u8([uid(5), uid(5), "f" * 32]))
-    assert rows_of(compare.read_list(store.spark, tmp_path / "twice.npy")) == [(uid(5), 2), ("f" * 32, 1)]
+    assert rows_of(read_list(store.spark, tmp_path / "twice.npy")) == [(uid(5), 2), ("f" * 32, 1)]
+
+
+def test_a_list_is_the_same_however_it_was_cut_into_parts(grown, tmp_path):
+    """Sorted whole, each pair as often as it is repeated, with nothing left beside it."""
+    store, _, _ = grown
+    id_ = imported(store, tmp_path, [7, 20, 3, 7, 7, 25, 20, 11])["selection_id"]
+    made = []
+    for rows in (1, 2, 100):
+        path = tmp_path / "out" / f"{rows}.npy"
+        made.append(uid_list(store, "pool", id_, path, rows_per_part=rows))
+        assert np.load(path).tolist() == [(0, n) for n in (3, 7, 7, 7, 11, 20, 20, 25)]
+        assert made[-1] == (8, path.stat().st_size, sha256_file(path))
+    assert len(set(made)) == 1
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["1.npy", "100.npy", "2.npy"]
+    assert (
+        uid_list(store, "pool", "none", tmp_path / "empty.npy").num_entries == len(np.load(tmp_path / "empty.npy")) == 0
+    )
+
+
+def imported(store, folder, numbers):
+    """The receipt of what a list of these pairs keeps; the list is not in order."""
+    np.save(folder / "mine.npy", uid_to_u8([uid(n) for n in numbers]))
+    run = Runner(store, {"pool": "pool"}).run(listed.STAGE, "pool", listed.of_list(folder / "mine.npy", "mine"))
+    return receipt_of(store, "pool", str(run.slice["selection_id"]))
+
+
+def test_an_exported_list_comes_back_as_the_same_selection(grown, tmp_path):
+    store, first, _ = grown
+    uid_list(store, "pool", first["selection_id"], tmp_path / "uids.npy")
+    config = listed.of_list(tmp_path / "uids.npy", "back")
+    runs = [Runner(store, {"pool": "pool"}).run(listed.STAGE, "pool", config) for _ in range(2)]
+    assert [run.is_up_to_date for run in runs] == [False, True]
+    back = receipt_of(store, "pool", str(runs[0].slice["selection_id"]))
+    assert (back["hash"], back["num_rows"]) == (first["hash"], first["num_rows"])
+    assert kept(store, back) == kept(store, first)
+
+
+def test_what_a_list_keeps_is_counted_repeated_and_proved(grown, tmp_path):
+    store, _, second = grown
+    receipt = imported(store, tmp_path, [5, 5, 5, 28, 19, 77, 0xF << 124, 2, 77])
+    rows = store.read("pool", SELECTIONS, where={"selection_id": receipt["selection_id"]})
+    assert rows_of(rows) == [(receipt["selection_id"], uid(n), None, times) for n, times in ((2, 1), (5, 3), (28, 1))]
+    facts = receipt["facts"]
+    assert (facts["num_listed"], facts["num_entries"], facts["num_not_in_pool"]) == (6, 9, 2)
+    assert facts["num_rows_by_status"] == {"kept": 3, "not_listed": 26, "decode_error": 1}
+    assert receipt["rule"] == {
+        "name": "mine", "listed": str(tmp_path / "mine.npy"), "sha256": sha256_file(tmp_path / "mine.npy")
+    }  # fmt: skip
+    proof = prove(store, "pool", receipt)
+    assert (proof.how, proof.is_proved, proof.hash) == ("replayed", True, receipt["hash"])
+    judged = Replay(store, "pool", receipt).judged().where(F.col("uid").isin([uid(n) for n in (5, 6, 19, 77)]))
+    assert rows_of(judged) == [
+        (uid(5), "eligible", None, True), (uid(6), "not_listed", None, False), (uid(19), "decode_error", None, False)
+    ]  # fmt: skip
+    assert explain(store, "pool", uid(6))["selections"][f"mine {receipt['selection_id']}"] == "not_listed"
+    why = compare.diff(store, "pool", second["selection_id"], receipt["selection_id"])["why"]
+    assert why["left: now not_listed"] == len(kept(store, second)) - 1
+    np.save(tmp_path / "mine.npy", uid_to_u8([uid(5)]))
+    assert "wanted sha256" in Replay(store, "pool", receipt).obstacle()
+    changed = prove(store, "pool", receipt)
+    assert (changed.how, changed.is_proved) == ("stored", True)
+    with pytest.raises(UserError, match=r"--uids: wanted .*No such file"):
+        listed.of_list(tmp_path / "none.npy", "none")
 
 
 def test_a_pool_that_grew_says_what_its_new_cut_changed(grown):
@@ -186,6 +251,6 @@ def test_past_retention_the_stored_rows_are_proved(grown):
     proofs = [prove(store, "pool", receipt) for receipt in (first, second)]
     assert [(p.how, p.is_proved) for p in proofs] == [("stored", True), ("replayed", True)]
     assert "not known" in compare.diff(store, "pool", first["selection_id"], second["selection_id"])["why"]
-    assert len(receipts(store, "pool")) == 2
+    assert {first["selection_id"], second["selection_id"]} <= receipts(store, "pool").keys()
     store.spark.sql(f"DELETE FROM {store.name('pool', SELECTIONS)} WHERE uid = '{uid(12)}'")
     assert not prove(store, "pool", first).is_proved

@@ -9,6 +9,7 @@ from etl.stages import (
     fusion,
     image_signals,
     ingest,
+    listed,
     published_scores,
     score,
     selection,
@@ -27,4 +28,5 @@ STAGES: tuple[Stage, ...] = (
     published_scores.STAGE,  # in place of score, where a release came with scores
     fusion.STAGE,
     selection.STAGE,
+    listed.STAGE,  # in place of selection, where somebody published what they kept
 )

@@ -151,8 +151,8 @@ class Config(StageConfig):
 def ranked_by(rule: Mapping[str, Any]) -> tuple[str, str] | None:
     """(filter, version) whose scores ranked the pairs, from a receipt's rule; None where no score did."""
     scored_by = rule.get("scored_by", {})  # a receipt of before has none
-    keep = rule["keep"]
-    is_scored = keep["top_fraction"] is not None or keep.get("soft_cap") is not None
+    keep = rule.get("keep", {})  # a list of uids has none
+    is_scored = keep.get("top_fraction") is not None or keep.get("soft_cap") is not None
     found = scored_by.get(keep["of"]) if scored_by and is_scored else None
     return (found[0], found[1]) if found else None
 
@@ -209,15 +209,20 @@ def transform(pairs: DataFrame, signals: DataFrame | None = None, image_signals:
     rank = F.col("rank") if config.keep.is_ranked else F.lit(None).cast("double")
     repeats = num_repeats(config, facts["cuts"]).alias("num_repeats")
     kept = every.select(selection_id, "uid", rank.alias("score"), repeats).where("num_repeats > 0")
+    return with_receipt(kept, config.model_dump_json(), config.seed, facts)
+
+
+def with_receipt(kept: DataFrame, rule: str, seed: int, facts: Facts) -> tuple[DataFrame, DataFrame]:
+    """Rows of `selections`, all of one, and the row of `receipts` that proves them."""
     selections = kept.localCheckpoint()  # Written and hashed below: joined once.
     sums = selections.agg(F.count(F.lit(1)).alias("num_rows"), *content_hash("uid", "num_repeats"))
     inputs = F.create_map(*[F.lit(x) for label, version in facts["inputs"].items() for x in (label, version)])
     known = {k: v for k, v in facts.items() if k not in ("inputs", "key")}
     receipts = sums.select(
-        selection_id,
+        F.lit(facts["key"][:16]).alias("selection_id"),
         inputs.cast("map<string,bigint>").alias("inputs"),
-        F.lit(config.model_dump_json()).alias("rule"),
-        F.lit(config.seed).cast("bigint").alias("seed"),
+        F.lit(rule).alias("rule"),
+        F.lit(seed).cast("bigint").alias("seed"),
         F.lit(json.dumps(known, sort_keys=True)).alias("facts"),
         "num_rows",
         _hash_of_sums().alias("hash"),
