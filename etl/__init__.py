@@ -6,6 +6,7 @@
     decontaminate  pairs, evaluation pairs -> contaminated       pairs seen in an evaluation set
     embed       pairs                      -> embeddings         GPU: vectors, once per encoder version
     image_signals  pairs                   -> image_signals      what a vision model says, in the pass of embed
+    face_boxes  metadata files             -> image_signals      where a release came with face boxes
     features    npz files                  -> embeddings         in place of embed: vectors that a release came with
     score       embeddings                 -> scores             one row per pair and filter version
     published_scores  metadata files       -> scores             in place of score: a column of a release

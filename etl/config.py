@@ -25,6 +25,7 @@ from etl.rule import COLUMNS
 from etl.stage import StageConfig, UserError
 from etl.stages import STAGES
 from etl.stages.selection import DFN
+from etl.storage import Files, NoSecret, Options
 
 Kind = Literal["pool", "filter", "dev", "eval"]
 Fraction = Annotated[float, pydantic.Field(gt=0, le=1)]
@@ -37,11 +38,11 @@ class DatasetConfig(StageConfig):
     """pool: is selected from. filter: trains filters. dev: settings are chosen on it. eval: reported, not tuned on."""
     corpus: CorpusSpec | None = None
     """Made from public packages; its shards are kept in the cache."""
-    shards: str | None = None
+    shards: Files | None = None
     """Glob of WebDataset tars, a path or an fsspec URL."""
-    metadata: str | None = None
+    metadata: Files | None = None
     """Glob of parquet files: alone (pairs without pixels), or joined to the shards by uid."""
-    labels: str | None = None
+    labels: Files | None = None
     """Parquet file with uid and label, for zero-shot classification of an eval or dev set."""
 
     @pydantic.model_validator(mode="after")
@@ -127,13 +128,15 @@ class Config(StageConfig):
     """Of the project; its tables, runs and reports are in `output`."""
     output: str = ""
     """Folder of everything written; build/NAME where empty."""
-    tables: str = ""
+    tables: NoSecret = ""
     """Root of the tables: a folder, a URL, or catalog:NAME on Unity Catalog; OUTPUT/tables where empty."""
     tracking_uri: str = ""
     """MLflow; sqlite in `output` where empty."""
     intro: str = ""
     """A sentence for the report: what this pool is."""
     spark: SparkConfig = SparkConfig()
+    storage: Options = pydantic.Field(default={})
+    """Protocol -> options of fsspec's file system, such as {s3: {endpoint_url: URL, anon: true}}. No credentials."""
     datasets: dict[Annotated[str, pydantic.Field(pattern=r"^\w+$")], DatasetConfig] = pydantic.Field(default={})
     encoder: EncoderConfig = EncoderConfig()
     """Whose vectors filters and models are trained on."""

@@ -23,13 +23,14 @@ from etl.session import session
 from etl.stage import Slice, Stage, StageConfig, Table, UserError
 from etl.stages import STAGES, embed, image_signals
 from etl.stages.features import without_npz
+from etl.storage import use
 from etl.store import Store
 from etl.tables import FEATURE_FILES, INPUTS
 from models.filters import check_encoder, save_filter
 from models.records import RECORD, FilterRecord, VectorsRecord
 
 Say = Callable[[str], None]
-BEFORE_FILTERS = ("ingest", "signals", "dedup", "decontaminate", "embed", "image_signals", "features")
+BEFORE_FILTERS = ("ingest", "signals", "dedup", "decontaminate", "embed", "image_signals", "face_boxes", "features")
 """Stages that need no filter: what `dfn run` does when none is named, without those that the config has no use for."""
 
 
@@ -44,6 +45,9 @@ class Project:
     """Called when Spark has started, and has set its own handler for Ctrl-C."""
     runs: list[StageRun] = field(default_factory=list)
     """Every stage run of this process, in order."""
+
+    def __post_init__(self) -> None:
+        use(self.config.storage)
 
     @cached_property
     def store(self) -> Store:
@@ -136,6 +140,8 @@ class Project:
     def _idle_stages(self) -> dict[str, str]:
         """Stages that the config has no use for -> what they want: vectors are made or came with the release."""
         idle = {} if self.config.image_model else {"image_signals": "an image_model"}
+        if not self.config.stages.face_boxes.column:  # type: ignore[attr-defined]
+            idle["face_boxes"] = "stages.face_boxes.column, such as face_bboxes"
         if self.config.encoder.published:
             return idle | {"embed": "no encoder.published"}
         return idle | {"features": "encoder.published, such as datacomp_l14"}
@@ -143,7 +149,7 @@ class Project:
     def _resolved(self, stage: Stage, dataset: str, settings: StageConfig) -> StageConfig:
         """`settings` with the fields that only a run can know."""
         wanted = type(settings).model_fields
-        known: dict[str, Any] = {"source": dataset}
+        known: dict[str, Any] = {"source": dataset, "storage": self.config.storage}
         if "shards_root" in wanted:
             source = self.sources[dataset]
             known |= {"shards_root": folder_of(source.shards) if source.shards else "", "metadata": source.metadata}

@@ -74,6 +74,7 @@ class _Sample:
 def list_shards(pattern: str) -> list[ShardFile]:
     """The files that match a glob, by uri; local ones as absolute paths. Empty where nothing matches."""
     files, _ = url_to_fs(pattern)
+    files.invalidate_cache()  # what an earlier listing in this process found
     found = files.glob(pattern, detail=True).values()
     shards = [_shard_file(files, info) for info in found if info["type"] == "file" or _links_to_file(info)]
     return sorted(shards, key=lambda shard: shard.uri)

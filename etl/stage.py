@@ -122,6 +122,12 @@ def tasks(number: int | None, frame: DataFrame) -> int:
     return number or int(frame.sparkSession.conf.get("spark.sql.shuffle.partitions") or 1)
 
 
+def for_join(marks: DataFrame, max_rows: int = 200_000) -> DataFrame:
+    """`marks`, computed now; sent to every task where they are few, so that what they are joined to is not shuffled."""
+    found = marks.localCheckpoint()
+    return F.broadcast(found) if found.limit(max_rows + 1).count() <= max_rows else found
+
+
 def series_udf(function: Callable[..., Any], returns: str) -> Callable[..., Column]:
     """An iterator pandas UDF; PySpark's own stubs know no iterator of tuples."""
     untyped: Any = pandas_udf  # the one place where it is named: each caller says why it is Python

@@ -123,13 +123,13 @@ def test_more_rows_than_a_batch_stay_in_order(store, tmp_path, monkeypatch):
     config = features.Config(encoder="datacomp_l14")
     load_files = features.loader(config)
     files = features.listing(SimpleNamespace(metadata=f"{tmp_path}/*.parquet"))
-    *parts, summary = load_files(iter([files]))
+    *parts, summary = load_files(iter([pa.RecordBatch.from_pandas(files)]))
     assert [len(part) for part in parts] == [4, 4, 2]
-    rows = pd.concat(parts)
+    rows = pa.Table.from_batches(parts).to_pandas()
     assert rows["uid"].tolist() == [uid(n) for n in range(10)]
     assert rows["number"].tolist() == list(range(10))
     assert rows["text_embedding"].tolist() == [row.tobytes() for row in arrays["l14_txt"]]
-    assert summary[["is_file", "status"]].values.tolist() == [[True, "ok"]]
+    assert summary.select(["is_file", "status"]).to_pylist() == [{"is_file": True, "status": "ok"}]
 
 
 # --- what is quarantined

@@ -8,7 +8,8 @@ import pytest
 from helpers import frame, rows_of, uid
 from scipy.stats import rankdata
 
-from etl.stages import fusion, published_scores
+from etl.stage import UserError
+from etl.stages import columns, fusion, published_scores
 from etl.tables import PAIRS, SCORES
 
 PARTS = (fusion.Part(filter="a", filter_version="1", weight=1), fusion.Part(filter="b", filter_version="2", weight=3))
@@ -73,12 +74,12 @@ def test_a_published_column_scores_every_pair_and_the_first_of_a_uid_counts(spar
     (tmp_path / "e.parquet").write_bytes(b"PAR1 not")
     config = published_scores.Config(column="clip", filter="clip", filter_version="v")
     dataset = type("Dataset", (), {"metadata": f"{tmp_path}/*.parquet"})
-    files = spark.createDataFrame(published_scores.listing(dataset))
+    files = spark.createDataFrame(columns.listing(dataset))
     pairs = frame(spark, PAIRS, [{"uid": uid(n), "status": "ok"} for n in range(7)])
     found = published_scores.transform(files, pairs, config=config)
     scores = {int(u, 16): (score, status) for u, score, status in rows_of(found, "uid", "score", "status")}
     none = (None, "no_vectors")
     assert scores == {0: (0.25, "ok"), 1: none, 2: none, 3: (0.5, "ok"), 4: none, 5: none, 6: none}
-    with pytest.raises(published_scores.UserError, match="found none"):
-        published_scores.listing(type("Dataset", (), {"metadata": f"{tmp_path}/*.none.parquet"}))
-    assert len(pd.DataFrame(published_scores.listing(dataset))) == 5
+    with pytest.raises(UserError, match="found none"):
+        columns.listing(type("Dataset", (), {"metadata": f"{tmp_path}/*.none.parquet"}))
+    assert len(pd.DataFrame(columns.listing(dataset))) == 5

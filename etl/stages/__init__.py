@@ -5,6 +5,7 @@ from etl.stages import (
     decontaminate,
     dedup,
     embed,
+    face_boxes,
     features,
     fusion,
     image_signals,
@@ -23,6 +24,7 @@ STAGES: tuple[Stage, ...] = (
     decontaminate.STAGE,
     embed.STAGE,
     image_signals.STAGE,  # in embed's pass over the pixels
+    face_boxes.STAGE,  # where a release came with boxes
     features.STAGE,  # in place of embed, where the release came with vectors
     score.STAGE,
     published_scores.STAGE,  # in place of score, where a release came with scores

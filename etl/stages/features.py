@@ -13,16 +13,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import fsspec
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pydantic
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
+from etl.arrow import batch_of, count_from, schema_of
 from etl.shards import list_shards
-from etl.stage import Read, Stage, StageConfig, digest, tasks
+from etl.stage import Read, Stage, StageConfig, digest, for_join, tasks
 from etl.stages.metadata import scan_uids
+from etl.storage import open_ranges, with_storage
 from etl.tables import EMBEDDINGS, FEATURE_FILES
 from models.filters import by_block, check_vectors
 from models.images import one_line
@@ -30,9 +32,11 @@ from models.published import PUBLISHED, FeaturesError, Published, read_arrays
 
 ROW = """uri string, number bigint, is_file boolean, uid string, image_embedding binary, text_embedding binary,
 cosine float, status string, status_reason string"""
-COLUMNS = [part.split()[0] for part in ROW.split(",")]
+SCHEMA = schema_of(ROW)
 BATCH_ROWS = 8192
 """Rows handed to Spark at a time: 25 MB of 768 dimensions on two sides."""
+MAX_AHEAD_BYTES = 8 << 20
+"""Of an npz on an object store, asked for beyond what is read: fewer requests. At most a 64th of it is read in vain."""
 
 
 class Config(StageConfig):
@@ -46,6 +50,8 @@ class Config(StageConfig):
     """Known to a run only: first 16 hex digits of the sha256 over its record."""
     columns: dict[str, str] = pydantic.Field(default={})
     """Known to a run only: those of ingest, by which a row has its uid."""
+    storage: dict[str, dict[str, Any]] = pydantic.Field(default={}, exclude=True)
+    """Known to a run only: see `etl/storage.py`."""
     without_npz: str = ""
     """Known to a run only: names the files that have no npz yet. When one comes, all files are loaded anew."""
 
@@ -69,34 +75,38 @@ def without_npz(dataset: Any) -> str:
     return digest(lacking)[:16] if lacking else ""
 
 
-def loader(config: Config) -> Callable[[Iterator[pd.DataFrame]], Iterator[pd.DataFrame]]:
+def loader(config: Config) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
     """Files to rows: one per row of the metadata file, and last one with status and reason of the file."""
     published, columns = PUBLISHED[config.encoder], config.columns
 
-    def load_files(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-        for uri, npz in (pair for batch in batches for pair in zip(batch["uri"], batch["npz"], strict=True)):
+    def load_files(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for file in (file for batch in batches for file in batch.to_pylist()):
+            uri = file["uri"]
             uids, damage = scan_uids(uri, columns=columns)
             with TemporaryDirectory() as folder:
-                status, reason, sides = _opened(npz, len(uids), damage, published, Path(folder))
+                status, reason, sides = _opened(file, len(uids), damage, published, Path(folder))
                 for start in range(0, len(uids), BATCH_ROWS):
                     part = uids[start : start + BATCH_ROWS]
                     vectors = [side_ND[start : start + BATCH_ROWS] for side_ND in sides]
-                    made = _rows(*vectors) if vectors else _none(len(part), f"{status}: {reason}")
-                    yield _frame({**made, "uri": uri, "uid": part, "number": range(start, start + len(part))})
-            yield _frame({"uri": [uri], "is_file": True, "status": status, "status_reason": reason})
+                    made = _rows(*vectors) if vectors else _none(f"{status}: {reason}")
+                    known = {"uri": uri, "is_file": False, "uid": part, "number": count_from(start, len(part))}
+                    yield batch_of(SCHEMA, len(part), **known, **made)
+            yield batch_of(SCHEMA, 1, uri=uri, is_file=True, status=status, status_reason=reason)
 
-    return load_files
+    return with_storage(load_files, config.storage)
 
 
-def _opened(npz: str, num_rows: int, damage: str | None, published: Published, folder: Path) -> tuple[str, Any, Any]:
+def _opened(
+    listed: dict[str, Any], num_rows: int, damage: str | None, published: Published, folder: Path
+) -> tuple[str, Any, Any]:
     """(status of the file, reason, [images_ND, texts_ND]), the last empty unless the status is ok. Never raises."""
     if damage:
         return "bad_parquet", damage, []
-    if not npz:
+    if not listed["npz"]:
         return "no_vectors", "there is no npz of its name beside it", []
     dims = {published.image_array: published.record.image_dim, published.text_array: published.record.text_dim}
     try:
-        with fsspec.open(npz, "rb") as file:
+        with open_ranges(listed["npz"], min(MAX_AHEAD_BYTES, listed["size_bytes"] // 64 + 1)) as file:
             return "ok", None, read_arrays(file, dims, num_rows, folder)
     except FeaturesError as error:
         return "bad_npz", one_line(str(error)), []
@@ -108,40 +118,40 @@ def _rows(images_ND: np.ndarray, texts_ND: np.ndarray) -> dict[str, Any]:
     """Vectors as stored, and their cosine in float32 after normalising."""
     is_good = check_vectors(images_ND) & check_vectors(texts_ND)
     units_ND = [by_block(lambda block_BD: block_BD, side_ND) for side_ND in (images_ND, texts_ND)]
-    cosines = np.clip((units_ND[0] * units_ND[1]).sum(axis=1), -1, 1)
-    with np.errstate(over="ignore"):
-        halves = [np.asarray(side_ND).astype("<f2") for side_ND in (images_ND, texts_ND)]
-    stored = [[row.tobytes() if good else None for row, good in zip(h, is_good, strict=True)] for h in halves]
+    cosines = np.clip(np.einsum("nd,nd->n", *units_ND), -1, 1)
     bad = "the release holds NaN, infinity or zeros"
     return {
-        "image_embedding": stored[0],
-        "text_embedding": stored[1],
-        "cosine": [float(value) if good else None for value, good in zip(cosines, is_good, strict=True)],
+        "image_embedding": _binaries(images_ND, is_good),
+        "text_embedding": _binaries(texts_ND, is_good),
+        "cosine": pa.array(cosines, pa.float32(), mask=~is_good),
         "status": ["ok" if good else "invalid_output" for good in is_good],
         "status_reason": [None if good else bad for good in is_good],
     }
 
 
-def _none(num_rows: int, reason: str) -> dict[str, Any]:
-    return {"status": ["no_vectors"] * num_rows, "status_reason": one_line(reason)}
+def _binaries(vectors_ND: np.ndarray, is_good: np.ndarray) -> pa.Array:
+    """Little-endian float16, row by row; NULL where a row is not good. No row is copied by itself."""
+    with np.errstate(over="ignore"):
+        halves_ND = np.ascontiguousarray(vectors_ND, dtype="<f2")
+    fixed = pa.binary(halves_ND.shape[1] * 2)
+    data = pa.py_buffer(halves_ND.reshape(-1).view(np.uint8))
+    valid = pa.py_buffer(np.packbits(is_good, bitorder="little"))
+    return pa.Array.from_buffers(fixed, len(halves_ND), [valid, data]).cast(pa.binary())
 
 
-def _frame(columns: dict[str, Any]) -> pd.DataFrame:
-    # Objects: a column of numbers with gaps would hold NaN where NULL is meant.
-    frame = pd.DataFrame({"is_file": False, **columns}).reindex(columns=COLUMNS).astype(object)
-    made: pd.DataFrame = frame.where(frame.notna(), None)
-    return made
+def _none(reason: str) -> dict[str, Any]:
+    return {"status": "no_vectors", "status_reason": one_line(reason)}
 
 
 def transform(files: DataFrame, known: DataFrame, *, config: Config) -> tuple[DataFrame, DataFrame]:
-    spread = files.repartition(tasks(config.num_tasks, files), "uri")
+    spread = files.repartition(tasks(config.num_tasks, files))
     # Python: npz is numpy's format.
-    scanned = spread.mapInPandas(loader(config), ROW).localCheckpoint()
+    scanned = spread.mapInArrow(loader(config), ROW).localCheckpoint()
     rows, encoder = scanned.where("NOT is_file"), F.lit(config.encoder).alias("encoder")
     version = F.lit(config.encoder_version).alias("encoder_version")
     own = known.where((F.col("encoder") == config.encoder) & (F.col("encoder_version") == config.encoder_version))
     # Before the vectors are written: what reads `known` after that would find each row to be its own duplicate.
-    again = repeated(rows, own).localCheckpoint()
+    again = for_join(repeated(rows, own))
     embeddings = rows.join(again, on=["uri", "number"], how="left_anti").select(
         encoder, version, "uid", "image_embedding", "text_embedding", "cosine", "status", "status_reason"
     )

@@ -1,18 +1,21 @@
-"""Metadata parquet (DataComp, LAION, img2dataset) to rows with status `metadata_only`. Reads one file at a time."""
+"""Metadata parquet (DataComp, LAION, img2dataset), column by column: no row passes through Python by itself.
+
+Of a file on an object store the footer and the wanted columns are read, each by range. A file that does not parse is a
+reason in the ledger, never an error.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 
-import fsspec
-import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from etl.shards import ShardSummary
+from etl.storage import open_ranges
 
 KNOWN_NAMES = {
     "uid": "uid",
@@ -26,7 +29,9 @@ KNOWN_NAMES = {
     "height": "height_px",
 }
 """Column of a release, in lower case -> ours."""
-UID = re.compile(r"[0-9a-f]{32}")
+UID = "^[0-9a-f]{32}$"
+BATCH_ROWS = 10_000
+"""Rows handed on at a time: those before a damage are whole, and stay."""
 DAMAGE = (OSError, pa.ArrowException, ValueError, KeyError)
 """What a file that is not as it should be raises: cut, no parquet, a column of another type or there twice."""
 
@@ -43,91 +48,129 @@ def rename(columns: Sequence[str], own: Mapping[str, str]) -> dict[str, str]:
 
 def scan_metadata(
     uri: str, *, columns: Mapping[str, str], source_default: str
-) -> Iterator[dict[str, Any] | ShardSummary]:
-    """Rows of one parquet file, then its summary. A file that does not parse is a reason in it, never an error."""
+) -> Iterator[pa.RecordBatch | ShardSummary]:
+    """Batches of uid, url, text, source, status and what else the file has of `pairs`; then its summary, always."""
     num_rows, size = 0, 0
     try:
-        with fsspec.open(uri, "rb") as file:
-            parquet = pq.ParquetFile(file)
+        with _opened(uri) as parquet:
             named = rename(parquet.schema_arrow.names, columns)
             if not {"text", "url"} & named.keys():
                 reason = f"wanted a text or url column; found {', '.join(parquet.schema_arrow.names)[:150]}"
                 yield ShardSummary(uri, size, "bad_parquet", reason, 0)
                 return
-            for batch in parquet.iter_batches(batch_size=10_000, columns=list(named.values())):
-                values = {kind: _values(batch.column(column), kind) for kind, column in named.items()}
-                for row in zip(*values.values(), strict=True):
-                    num_rows += 1
-                    yield _row(dict(zip(values, row, strict=True)), source_default)
+            for batch in _batches(parquet, named.values()):
+                found = {kind: _values(batch.column(column), kind) for kind, column in named.items()}
+                found |= {"uid": uids_of(found, len(batch)), "source": pa.repeat(source_default, len(batch))}
+                found["status"] = pa.repeat("metadata_only", len(batch))
+                num_rows += len(batch)
+                yield pa.record_batch(found)
     except DAMAGE as error:
         # Rows read before the damage are whole: they stay, and the file says why there are no more.
-        yield ShardSummary(uri, size, "bad_parquet", " ".join(str(error).split())[:200], num_rows)
+        yield ShardSummary(uri, size, "bad_parquet", _one_line(error), num_rows)
         return
     yield ShardSummary(uri, size, "ok", None, num_rows)
 
 
-def scan_captions(uri: str, *, columns: Mapping[str, str]) -> Iterator[pd.DataFrame]:
+def scan_captions(uri: str, *, columns: Mapping[str, str]) -> Iterator[pa.RecordBatch]:
     """(uid, given_text, given_url) of one file in its order, as far as it can be read; nothing where it has no uid."""
-    try:
-        with fsspec.open(uri, "rb") as file:
-            parquet = pq.ParquetFile(file)
-            named = {
-                k: c for k, c in rename(parquet.schema_arrow.names, columns).items() if k in ("uid", "text", "url")
-            }
-            for batch in parquet.iter_batches(columns=list(named.values())) if "uid" in named else ():
-                strings = {kind: batch.column(column).cast(pa.string()) for kind, column in named.items()}
-                given = {
-                    f"given_{kind}": strings.get(kind, pa.nulls(len(batch), pa.string())) for kind in ("text", "url")
-                }
-                yield pa.table({"uid": strings["uid"], **given}).to_pandas()
-    except DAMAGE:
-        return  # `scan_metadata` says so in the ledger
+    with suppress(*DAMAGE), _opened(uri) as parquet:  # `scan_metadata` says so in the ledger
+        named = {k: c for k, c in rename(parquet.schema_arrow.names, columns).items() if k in ("uid", "text", "url")}
+        for batch in _batches(parquet, named.values()) if "uid" in named else ():
+            found = {kind: _values(batch.column(column), kind) for kind, column in named.items()}
+            absent = pa.nulls(len(batch), pa.string())
+            given = {f"given_{kind}": found.get(kind, absent) for kind in ("text", "url")}
+            yield pa.record_batch({"uid": found["uid"], **given})
 
 
-def scan_uids(uri: str, *, columns: Mapping[str, str]) -> tuple[list[str], str | None]:
+def scan_uids(uri: str, *, columns: Mapping[str, str]) -> tuple[pa.Array, str | None]:
     """The uids of one file in its order, as `scan_metadata` makes them, and why there are no more of them."""
-    uids: list[str] = []
+    uids: list[pa.Array] = []
+    damage = None
     try:
-        with fsspec.open(uri, "rb") as file:
-            parquet = pq.ParquetFile(file)
-            named = rename(parquet.schema_arrow.names, columns)
-            wanted = {kind: named[kind] for kind in ("uid", "url", "text") if kind in named}
-            for batch in parquet.iter_batches(batch_size=10_000, columns=list(wanted.values())):
-                found = {kind: _values(batch.column(column), kind) for kind, column in wanted.items()}
-                absent = [None] * len(batch)
-                uids += map(_uid, *(found.get(kind, absent) for kind in ("uid", "url", "text")))
+        with _opened(uri) as parquet:
+            uids += [made for made, _ in _with_uids(parquet, columns)]
     except DAMAGE as error:
-        return uids, " ".join(str(error).split())[:200]
-    return uids, None
+        damage = _one_line(error)
+    return pa.concat_arrays([pa.array([], pa.string()), *uids]), damage
 
 
-def _uid(given: str | None, url: str | None, text: str | None) -> str:
+def scan_column(
+    uri: str, column: str, kind: pa.DataType, *, columns: Mapping[str, str]
+) -> Iterator[tuple[pa.Array, pa.Array]]:
+    """(uids, values of a column as `kind`) of one file in its order, as far as both can be read.
+
+    Nothing where the file has no such column, or one of another type. Uids are those of `scan_metadata`.
+    """
+    with suppress(*DAMAGE), _opened(uri) as parquet:  # what is damaged is in the ledger of ingest
+        if column in parquet.schema_arrow.names:
+            for uids, batch in _with_uids(parquet, columns, (column,)):
+                yield uids, batch.column(column).cast(kind, safe=False)
+
+
+def uids_of(found: Mapping[str, pa.Array], num_rows: int) -> pa.Array:
     """The release's own where it is one, else the md5 of url and text."""
-    uid = (given or "").lower()
-    if UID.fullmatch(uid):
-        return uid
-    content = f"{url or ''}\0{text or ''}".encode("utf-8", "surrogatepass")
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+    absent = pa.nulls(num_rows, pa.string())
+    given, is_one = _given(found.get("uid", absent))
+    lacking = pc.invert(is_one)
+    pairs = zip(*(found.get(kind, absent).filter(lacking).to_pylist() for kind in ("url", "text")), strict=True)
+    made = pa.array([_md5(url, text) for url, text in pairs], pa.string())
+    return pc.replace_with_mask(given, lacking, made) if len(made) else given
 
 
-def _values(column: Any, kind: str) -> list[Any]:
-    """Strings; for sizes whole numbers, None where what is there is none."""
+def _given(uids: pa.Array) -> tuple[pa.Array, pa.Array]:
+    """In lower case; and which are 32 hex digits."""
+    lower = pc.ascii_lower(uids)
+    return lower, pc.fill_null(pc.match_substring_regex(lower, UID), False)
+
+
+def _md5(url: str | None, text: str | None) -> str:
+    return hashlib.md5(f"{url or ''}\0{text or ''}".encode(), usedforsecurity=False).hexdigest()
+
+
+@contextmanager
+def _opened(uri: str) -> Iterator[pq.ParquetFile]:
+    with open_ranges(uri) as file:
+        # Columns that lie side by side come in one range.
+        yield pq.ParquetFile(file, pre_buffer=True)
+
+
+def _batches(parquet: pq.ParquetFile, names: Iterable[str], group: int | None = None) -> Iterator[pa.RecordBatch]:
+    """Row group by row group (or one of them), so that no more than one is held."""
+    for number in range(parquet.num_row_groups) if group is None else (group,):
+        yield from parquet.iter_batches(batch_size=BATCH_ROWS, row_groups=[number], columns=list(dict.fromkeys(names)))
+
+
+def _with_uids(
+    parquet: pq.ParquetFile, columns: Mapping[str, str], more: tuple[str, ...] = ()
+) -> Iterator[tuple[pa.Array, pa.RecordBatch]]:
+    """Uids, and the batch that they are of. Captions are read of a row group only in which a row has no uid."""
+    named = rename(parquet.schema_arrow.names, columns)
+    wanted = {kind: named[kind] for kind in ("uid", "url", "text") if kind in named}
+    for group in range(parquet.num_row_groups):
+        num_done, lacks = 0, "uid" not in named
+        for batch in () if lacks else _batches(parquet, (named["uid"], *more), group):
+            uids, is_one = _given(_values(batch.column(named["uid"]), "uid"))
+            if lacks := not pc.all(is_one, min_count=0).as_py():
+                break
+            num_done += 1
+            yield uids, batch
+        for number, batch in enumerate(_batches(parquet, (*wanted.values(), *more), group) if lacks else ()):
+            if number >= num_done:
+                found = {str(kind): _values(batch.column(column), kind) for kind, column in wanted.items()}
+                yield uids_of(found, len(batch)), batch
+
+
+def _values(column: pa.Array, kind: str) -> pa.Array:
+    """Strings; for sizes whole numbers, NULL where what is there is none."""
     if not kind.endswith("_px"):
-        return list(column.cast(pa.string()).to_pylist())
-    return [
-        int(value) if isinstance(value, int | float) and 0 <= value < 1 << 31 else None for value in column.to_pylist()
-    ]
+        strings = column.cast(pa.string())
+        strings.validate(full=True)  # what is not UTF-8
+        return strings
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        return pa.nulls(len(column), pa.int32())
+    is_one = pc.and_(pc.greater_equal(column, 0), pc.less(column, 1 << 31))
+    return pc.if_else(is_one, column, None).cast(pa.int32(), safe=False)
 
 
-def _row(found: dict[str, Any], source: str) -> dict[str, Any]:
-    text, url = found.get("text"), found.get("url")
-    return {
-        "uid": _uid(found.get("uid"), url, text),
-        "url": url,
-        "text": text,
-        "source": source,
-        "sha256": found.get("sha256"),
-        "width_px": found.get("width_px"),
-        "height_px": found.get("height_px"),
-        "status": "metadata_only",
-    }
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
