@@ -18,7 +18,6 @@ import typer
 
 from etl.cli import Conf, Json, Quiet, Set, app, configured
 from etl.console import emit
-from etl.session import cache_folder
 from etl.stage import UserError
 from models.records import RECORD, FilterRecord, WeightsError
 
@@ -142,6 +141,7 @@ def built_encoder(record: FilterRecord) -> Path:
     Raises:
         UserError: it is not there.
     """
+    from etl.session import cache_folder
     from models.records import EncoderRecord
 
     for path in sorted((cache_folder() / "encoders").glob(f"*/{RECORD}")):
