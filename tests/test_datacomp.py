@@ -62,7 +62,7 @@ def synthetic(num_rows: int, seed: int = 0) -> pd.DataFrame:
 # --- what is read
 
 
-NUM_ROWS = 4000
+NUM_ROWS = 3000
 FOOTER_BYTES = 64 << 10
 """What pyarrow asks for at the end of a file."""
 
@@ -113,7 +113,7 @@ def test_of_an_npz_on_an_object_store_the_encoders_arrays_are_read_and_little_mo
     images = b"".join(value.as_buffer() for part in parts for value in part.column("image_embedding"))
     assert images == arrays["b32_img"].astype("<f2").tobytes()
     wanted = 2 * NUM_ROWS * 512 * 2
-    assert wanted <= server.num_bytes(".npz") <= wanted + 4 * files["size_bytes"][0] // 64
+    assert wanted <= server.num_bytes(".npz") <= wanted + 2 * files["size_bytes"][0] // 64
     asked = {(request.method, request.key[-4:]) for request in server.requests}
     assert asked <= {("HEAD", ".npz"), ("GET", ".npz"), ("HEAD", "quet"), ("GET", "quet")}
 

@@ -15,13 +15,13 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pandas as pd
 
@@ -39,8 +39,6 @@ ROWS_PER_FILE = 50_000
 """DataComp's have about ten times as many."""
 SIZES = {"small": 12_800_000, "large": 1_280_000_000, "xlarge": 12_800_000_000}
 CORES = 1000
-KEY = "clip_l14_similarity_score"
-FRACTION = 0.3
 
 
 def made(num_files: int, rows_per_file: int) -> Path:
@@ -127,42 +125,8 @@ def _settings(url: str, out: Path, folder: Path | str) -> list[str]:
     clusters = f"{{clusters: {{centres: {folder}/centres.npy, target: {{npy: {folder}/targets.npy}}}}}}"
     return [
         "datasets.pool.metadata=s3://release/metadata/*.parquet", f"output={out}", f"filters.image_based={clusters}",
-        f"storage={json.dumps(_storage(url))}",
+        f"storage={json.dumps({'s3': {'endpoint_url': url, 'anon': True}})}",
     ]  # fmt: skip
-
-
-def _storage(url: str) -> dict[str, dict[str, object]]:
-    return {"s3": {"endpoint_url": url, "anon": True}}
-
-
-# --- theirs: what apply_filter.py reads and does, without its language models
-
-
-def _open(url: str) -> fsspec.AbstractFileSystem:
-    return fsspec.filesystem("s3", **_storage(url)["s3"])
-
-
-def _scores(given: tuple[str, str]) -> np.ndarray:
-    return pd.read_parquet(given[1], columns=[KEY], filesystem=_open(given[0]))[KEY].to_numpy()
-
-
-def _uids(given: tuple[str, str, float]) -> np.ndarray:
-    rows = pd.read_parquet(given[1], columns=["uid", KEY], filesystem=_open(given[0]))
-    kept = rows["uid"][rows[KEY] >= given[2]]
-    return np.array([(int(uid[:16], 16), int(uid[16:], 16)) for uid in kept], np.dtype("u8,u8"))
-
-
-def apply_filter(url: str, out: Path, processes: int = 2) -> None:
-    paths = [(url, path) for path in _open(url).ls("release/metadata") if path.endswith(".parquet")]
-    with get_context("spawn").Pool(processes) as pool:
-        scores = np.concatenate(pool.map(_scores, paths, chunksize=1))
-        threshold = float(-np.sort(-scores)[int(len(scores) * FRACTION)])
-        kept = np.concatenate(pool.map(_uids, [(*path, threshold) for path in paths], chunksize=1))
-    kept.sort()
-    np.save(out / "theirs.npy", kept)
-
-
-# ---
 
 
 def measured(num_files: int, rows_per_file: int) -> Steps:
@@ -176,7 +140,8 @@ def measured(num_files: int, rows_per_file: int) -> Steps:
         project.store  # noqa: B018  the session, started before
         recipe(project, steps, out)
         requests, sent = server.asked()
-        steps.take("apply_filter.py", lambda: apply_filter(server.url, out))
+        theirs = [sys.executable, "-m", "tests.bench.apply_filter", server.url, str(out)]
+        steps.take("apply_filter.py", lambda: subprocess.run(theirs, check=True))
     found, wanted = (np.load(out / f"{name}.npy", allow_pickle=False) for name in ("clip_score", "theirs"))
     assert np.array_equal(found, wanted), "the sides keep other uids"
     assert not [kind for kind in requests if "tar" in kind], "a tar was read"
