@@ -5,19 +5,17 @@ A pointer file is Arrow IPC, one row a pair:
     uid (binary of 16), shard (string: a path or fsspec URL), offset_bytes, size_bytes (int64), sha256 (binary of 32, of
     the image; NULL: not checked), text (string)
 
-Two ways to get one: `etl` writes it from a selection, over the pool's own shards and without an export; `index_folder`
-writes it from exported shards, once their every byte has been held against the manifest.
+Two ways to get one: `etl` writes it from a selection, over the pool's own shards and without an export;
+`models.exported` writes it from exported shards, once their every byte has been held against the manifest.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import tarfile
-import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +29,6 @@ SCHEMA = pa.schema(
     [("uid", pa.binary(16)), ("shard", pa.string()), ("offset_bytes", pa.int64()), ("size_bytes", pa.int64()),
      ("sha256", pa.binary(32)), ("text", pa.string())]
 )  # fmt: skip
-_IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "img"})
 
 
 class DataError(Exception):
@@ -133,108 +130,14 @@ def _uids(batch: pa.RecordBatch) -> Uids:
 
 def write_pointers(path: Path, columns: Mapping[str, Any]) -> None:
     """One pointer file. `columns`: those of SCHEMA, each a sequence of the same length."""
-    table = pa.table(dict(columns), schema=SCHEMA)
+    write_tables(path, [pa.table(dict(columns), schema=SCHEMA)])
+
+
+def write_tables(path: Path, tables: Iterable[pa.Table]) -> int:
+    """A pointer file of tables with SCHEMA, one of them in memory at a time. Returns the number of rows."""
+    num_rows = 0
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
-        writer.write_table(table)
-
-
-def index_folder(folder: str, out: Path, *, say: Callable[[str], None] = lambda _: None) -> Path:
-    """Exported shards as a pointer file in `out`, made once: the samples' places, after every shard was verified.
-
-    Returns:
-        OUT/pairs-HASH.arrow, where the hash is over the manifest and the shards' sizes and times of change: a shard
-        that changed since is read and verified again.
-
-    Raises:
-        DataError: no manifest, a shard that is missing, or one whose size, sha256 or samples are not the manifest's.
-    """
-    files, root = url_to_fs(folder)
-    try:
-        manifest = files.cat_file(f"{root}/{MANIFEST}")
-        entries = {
-            str(e["shard"]): (e["num_samples"], e["size_bytes"], e["sha256"]) for e in json.loads(manifest)["shards"]
-        }
-        infos = {name: files.info(f"{root}/{name}") for name in entries}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"wanted {folder} with {MANIFEST} and the shards that it names; found {type(error).__name__}: {error}; "
-            "fix: export again: without a manifest an export is not whole"
-        ) from None
-    seen = [(name, info["size"], str(info.get("mtime") or info.get("ETag"))) for name, info in infos.items()]
-    key = hashlib.sha256(manifest + repr(seen).encode()).hexdigest()[:12]
-    path = out / f"pairs-{key}.arrow"
-    if path.exists():
-        return path
-    rows: list[Pointer] = []
-    for name, wanted in entries.items():
-        uri = files.unstrip_protocol(f"{root}/{name}") if "://" in folder else f"{root}/{name}"
-        with files.open(f"{root}/{name}", "rb") as file:
-            rows += _verified(file, uri, wanted)
-    say(f"{len(entries)} shards of {folder} verified: {len(rows):,} pairs")
-    out.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{uuid.uuid4().hex[:8]}.tmp")
-    columns = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names}
-    write_pointers(temporary, columns | {"uid": [bytes.fromhex(uid) for uid in columns["uid"]]})
-    temporary.replace(path)
-    return path
-
-
-def _verified(file: IO[bytes], uri: str, wanted: tuple[int, int, str]) -> list[Pointer]:
-    """The pairs of a shard that is what its manifest says."""
-    size_bytes = file.seek(0, 2)
-    file.seek(0)
-    sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-    found: tuple[int, int, str] = (0, size_bytes, sha256)
-    if found[1:] == wanted[1:]:
-        pairs, num_samples = _samples(file, uri)
-        found = (num_samples, size_bytes, sha256)
-        if found == wanted:
-            return pairs
-    named = ("samples", "bytes", "sha256")
-    problem = next(
-        f"{n} {w}; found {f}" for n, w, f in zip(named[::-1], wanted[::-1], found[::-1], strict=True) if w != f
-    )
-    raise DataError(f"wanted {uri} with {problem}; fix: the shard was cut or altered: export or copy it again")
-
-
-def _samples(file: IO[bytes], uri: str) -> tuple[list[Pointer], int]:
-    """The shard's pairs that have an image and a caption, and how many samples there are.
-
-    By `tarfile`, which is to be trusted here: the bytes are those that were hashed when the shard was written.
-    """
-    file.seek(0)
-    samples: dict[str, dict[str, tarfile.TarInfo]] = {}
-    with tarfile.open(fileobj=file, mode="r:") as tar:
-        for member in tar:
-            key, dot, extension = member.name.rpartition("/")[2].partition(".")
-            if member.isreg() and not member.issparse() and key and dot:
-                kind = "image" if extension.lower() in _IMAGES else extension.lower()
-                samples.setdefault(f"{member.name.rpartition('/')[0]}/{key}", {}).setdefault(kind, member)
-
-        def payload(member: tarfile.TarInfo | None) -> bytes:
-            opened = tar.extractfile(member) if member else None
-            return opened.read() if opened else b""
-
-        pairs = []
-        for key, parts in samples.items():
-            facts = _object(payload(parts.get("json")))
-            text = payload(parts["txt"]).decode(errors="replace") if "txt" in parts else facts.get("caption")
-            if "image" in parts and isinstance(text, str):
-                image, uid = parts["image"], str(facts.get("uid"))
-                uid = uid if len(uid) == 32 and not set(uid) - set("0123456789abcdef") else _made_uid(uri, key)
-                pairs.append(Pointer(uid, uri, image.offset_data, image.size, None, text))
-    return pairs, len(samples)
-
-
-def _object(data: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(data or b"{}")
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _made_uid(uri: str, key: str) -> str:
-    return hashlib.md5(
-        f"{uri.rpartition('/')[2]}/{key}".encode("utf-8", "surrogateescape"), usedforsecurity=False
-    ).hexdigest()
+        for table in tables:
+            writer.write_table(table)
+            num_rows += len(table)
+    return num_rows

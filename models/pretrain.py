@@ -1,6 +1,6 @@
 """A training run on pixels: `python -m models.train JOB.yaml`, alone or under torchrun; `dfn train` and `etl.launch`.
 
-OUT holds init (the first weights, where they were drawn), checkpoints, and at the end clip (an encoder folder, as
+OUT holds init-* (the first weights, where they were drawn), checkpoints, and at the end clip (an encoder folder, as
 `models.clip` loads it) and result.json. The same command again goes on where the run was, or says what it found.
 """
 
@@ -24,10 +24,11 @@ from safetensors.torch import save_file
 from models import clip
 from models.checkpoint import CheckpointError, Checkpoints
 from models.encoder import Encoder
+from models.exported import index_folder
 from models.images import ImageError
 from models.job import TrainJob
 from models.metrics import retrieval
-from models.pairs import DataError, Pairs, index_folder
+from models.pairs import DataError, Pairs
 from models.pixel_source import PixelSource
 from models.recipe import TrainingError
 from models.records import RECORD, EncoderRecord, WeightsError, sha256_file, whole_folder
@@ -81,12 +82,17 @@ def _prepare(job: TrainJob, rank: int, say: Say) -> None:
     if rank:
         return
     _pointers(job, say)
-    folder = job.out / "init"
+    folder = _first(job)
     if job.init is None and not (folder / RECORD).exists():
         register_laptop()
         clip.build_open_clip(job.dial.architecture, None, folder, seed=job.seed)
     job.out.mkdir(parents=True, exist_ok=True)
     prepared.touch()
+
+
+def _first(job: TrainJob) -> Path:
+    """The encoder folder with the first weights."""
+    return job.init or job.out / f"init-{job.dial.architecture}-{job.seed}"
 
 
 def _pointers(job: TrainJob, say: Say) -> Path:
@@ -98,7 +104,7 @@ def _pointers(job: TrainJob, say: Say) -> Path:
 
 def _run(job: TrainJob, rank: int, device: str, on_step: Callable[[int, float], None] | None, say: Say) -> Result:
     started = time.monotonic()
-    pairs, first = Pairs.open(_pointers(job, say)), job.init or job.out / "init"
+    pairs, first = Pairs.open(_pointers(job, say)), _first(job)
     record = EncoderRecord.read(first)
     run_id = _run_id(job, pairs, record)
     if (found := _finished(job.out, run_id)) is not None:

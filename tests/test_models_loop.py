@@ -26,10 +26,11 @@ from models import clip
 from models.checkpoint import MODEL, STATE, CheckpointError, Checkpoints
 from models.data import Vectors, write_part
 from models.encoder import Encoder
+from models.exported import index_folder
 from models.heads import HeadsModule, VectorSource
 from models.job import TrainJob
 from models.order import draws
-from models.pairs import Pairs, index_folder
+from models.pairs import Pairs
 from models.pixel_source import PixelSource
 from models.pretrain import ERROR, run, run_rank
 from models.recipe import Recipe, TrainingError
@@ -383,7 +384,11 @@ def test_from_scratch_the_seed_draws_the_first_weights(tmp_path, monkeypatch):
         given = job(tmp_path, name, init=None, seed=seed, samples_seen=16)
         losses[name] = run(given)["losses"]
     assert losses["a"] == losses["b"] != losses["c"]
-    same, other = (furthest(weights(tmp_path / "a" / "init"), weights(tmp_path / n / "init")) for n in ("b", "c"))
+
+    def first(name, seed):
+        return weights(tmp_path / name / f"init-tiny-trained-{seed}")
+
+    same, other = (furthest(first("a", 0), first(n, seed)) for n, seed in (("b", 0), ("c", 1)))
     assert same == 0 and other > 0.01
 
 

@@ -16,9 +16,10 @@ from training_data import SIDE_PX, export, job, make_uid, size_and_sha256, tiny_
 
 from models import clip
 from models.augment import crop_box
+from models.exported import index_folder
 from models.images import sha256_hex
 from models.order import Draw, draws
-from models.pairs import DataError, Pairs, Pointer, index_folder, write_pointers
+from models.pairs import DataError, Pairs, Pointer, write_pointers
 from models.pixel_source import PixelSource
 from models.pixels import preprocess
 from models.recipe import Augmentation, Recipe

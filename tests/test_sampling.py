@@ -132,7 +132,7 @@ def test_the_earliest_draws_are_distributed_as_draws_in_turn():
                   st.sampled_from([-math.inf, -2.0, 0.5, 1e9])),
         max_size=8,
     ),
-    cap=st.sampled_from([SoftCap(repeats=20), SoftCap(penalty=0.0, repeats=3), SoftCap(penalty=9.0)]),
+    cap=st.sampled_from([SoftCap(repeats=20), SoftCap(penalty=0.0, repeats=3), SoftCap(penalty=9.0, logit_scale=50.0)]),
 )  # fmt: skip
 @settings(deadline=None)
 @example(rows=[], cap=SoftCap())
@@ -144,6 +144,15 @@ def test_ranks_of_any_pairs_fall_and_are_those_of_one_pair_alone(rows, cap):
         assert (np.diff(own) < 0).all() and len(own) <= cap.repeats and np.isfinite(own).all()
         if abs(score) < 1e9:
             assert own.tolist() == pytest.approx(ranks_of(drawn, score, cap, floor), rel=1e-6)
+
+
+def test_draws_of_one_rank_go_by_uid(spark):
+    """Scores so high that no wait tells in single precision: all first draws are equal, and so are all second ones."""
+    pairs = [{"uid": uid(n), "status": "ok"} for n in range(5)]
+    scores = [{"uid": uid(n), "score": 3e38, "status": "ok"} for n in range(5)]
+    config = Config(keep=Keep(soft_cap=SoftCap(samples=1.4)), exclude=Exclude(contaminated=False), **F1)
+    _, rows, _ = selected(spark, config, pairs, scores)
+    assert [row[3] for row in rows] == [2, 2, 1, 1, 1]
 
 
 def test_more_samples_than_repeats_allow_are_refused(spark):
