@@ -143,7 +143,7 @@ def test_bf16_is_near_and_not_the_same(tmp_path):
 
 
 def test_a_long_gradient_is_cut_to_its_norm(tmp_path):
-    """With plain numbers: a model of one matrix, whose update AdamW makes from the clipped gradient."""
+    """What is left in the weights' gradients when AdamW takes its step has the norm that was asked for."""
     model, source, _ = setting(tmp_path)
     seen = []
     whole = nn.utils.clip_grad_norm_
