@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from conftest import READ_TINY
 
 ROOT = Path(__file__).resolve().parent.parent
 SKIPS_ALLOWED: dict[str, str] = {}  # files in which a test may be skipped: path -> reason
@@ -247,3 +248,14 @@ def test_what_is_longer_than_aimed_at_is_listed() -> None:
     assert find(rule, "x = 1\n" * 251, **aim)
     for line in find_in_repository(rule, **aim):
         warnings.warn(f"longer than aimed at: {line}", stacklevel=1)
+
+
+def test_files_that_share_the_tiny_recipe_are_known_to_the_scheduler() -> None:
+    """Else it would run in both processes of `make test`."""
+    found = {
+        path.name
+        for path in (ROOT / "tests").glob("test_*.py")
+        for function in nodes(ast.parse(path.read_text()), *FUNCTION)
+        if {"tiny", "tiny_output"} & {arg.arg for arg in function.args.args}
+    }
+    assert found == READ_TINY
