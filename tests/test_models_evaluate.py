@@ -201,7 +201,7 @@ def test_jaccard_is_scikit_learns():
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory):
+def model(tmp_path_factory):
     """A CLIP of random weights whose towers share a space."""
     folder = tmp_path_factory.mktemp("tiny")
     tiny_clip(folder / "encoder")
@@ -219,14 +219,14 @@ def noise(seed):
     )
 
 
-def test_groups_come_from_the_metadata_and_broken_images_are_misses(clip, tmp_path):
+def test_groups_come_from_the_metadata_and_broken_images_are_misses(model, tmp_path):
     rows = [{"png": noise(i), "cls": b"%d" % (i % 6), "npy": npy(i % 2, 7)} for i in range(40)]
     rows[3]["png"] = b"<html>"
     write_set(tmp_path / "s", rows, classes=list("abcdef"), templates=["{}"], per_shard=7)
-    found = evaluate_folder(clip, EvalFolder.open(tmp_path / "s"))
+    found = evaluate_folder(model, EvalFolder.open(tmp_path / "s"))
     vectors, classes = (
-        clip.embed_images([row["png"] for row in rows]),
-        clip.embed_classes(list("abcdef"), ["{}"]),
+        model.embed_images([row["png"] for row in rows]),
+        model.embed_classes(list("abcdef"), ["{}"]),
     )
     right5 = np.array([i != 3 and (i % 6) in np.argsort(-(vectors[i] @ classes.T))[:5] for i in range(40)])
     assert (found.num_samples, found.num_broken) == (40, 1)
@@ -235,7 +235,7 @@ def test_groups_come_from_the_metadata_and_broken_images_are_misses(clip, tmp_pa
     assert found.metrics["worst_group_top5"] < found.metrics["top5"]
 
 
-def test_an_association_is_scored_as_datacomp_does(clip, tmp_path):
+def test_an_association_is_scored_as_datacomp_does(model, tmp_path):
     names = [f"n{i}" for i in range(10)]
     rows = []
     for cue in ("Apple", "dog"):
@@ -243,16 +243,16 @@ def test_an_association_is_scored_as_datacomp_does(clip, tmp_path):
         rows.append({"json": json.dumps(asked).encode(), **{f"{i}.png": noise(i) for i in range(10)}})
     write_set(tmp_path / "s", rows, kind="association")
     images, texts = (
-        clip.embed_images([noise(i) for i in range(10)]),
-        clip.embed_texts(["An apple", "A dog"]),
+        model.embed_images([noise(i) for i in range(10)]),
+        model.embed_texts(["An apple", "A dog"]),
     )
     chosen = [np.isin(np.arange(10), np.argsort(images @ text)[-3:]) for text in texts]
     wanted = np.mean([jaccard_score(np.arange(10) < 3, pick) for pick in chosen])
-    found = evaluate_folder(clip, EvalFolder.open(tmp_path / "s"))
+    found = evaluate_folder(model, EvalFolder.open(tmp_path / "s"))
     assert found == SetResult({"jaccard": pytest.approx(wanted), "jaccard_10_12": pytest.approx(wanted)}, 2, 0)
 
 
-def test_the_table_is_datacomps_and_absent_or_cut_sets_do_not_count(clip, tmp_path, monkeypatch):
+def test_the_table_is_datacomps_and_absent_or_cut_sets_do_not_count(model, tmp_path, monkeypatch):
     by_metric = {m: sum(t.metric == m for t in tasks.DATACOMP) for m in {t.metric for t in tasks.DATACOMP}}
     assert len({task.folder for task in tasks.DATACOMP}) == 38
     assert by_metric == {"top1": 27, "mean_per_class": 4, "r1": 2, "jaccard_10_12": 1, "macro_f1": 1,
@@ -263,7 +263,7 @@ def test_the_table_is_datacomps_and_absent_or_cut_sets_do_not_count(clip, tmp_pa
     cut = {"STL-10": 7}  # one more than there are
     table = tuple(t._replace(size=cut.get(t.name, 6)) for t in tasks.DATACOMP)
     monkeypatch.setattr(tasks, "DATACOMP", table)
-    results = {r.task.name: r for r in tasks.evaluate_datacomp(clip, tmp_path)}
+    results = {r.task.name: r for r in tasks.evaluate_datacomp(model, tmp_path)}
     assert [name for name, r in results.items() if r.result] == ["Describable Textures", "MNIST", "STL-10"]
     top1 = results["MNIST"].result.metrics["top1"]
     assert (results["MNIST"].value, results["STL-10"].value, results["Flickr"].value) == (top1, None, None)
@@ -274,7 +274,7 @@ def test_the_table_is_datacomps_and_absent_or_cut_sets_do_not_count(clip, tmp_pa
     }  # fmt: skip
 
 
-def test_sets_that_cannot_be_read_say_why(clip, tmp_path):
+def test_sets_that_cannot_be_read_say_why(model, tmp_path):
     rows = [{"png": noise(0), "cls": b"0"}]
     facts = {"classes": ["a", "b"], "templates": ["{}"]}
 
@@ -282,7 +282,7 @@ def test_sets_that_cannot_be_read_say_why(clip, tmp_path):
         folder = write_set(tmp_path / name, rows, **(facts | other))
         change(folder)
         with pytest.raises(EvalSetError) as error:
-            evaluate_folder(clip, EvalFolder.open(folder))
+            evaluate_folder(model, EvalFolder.open(folder))
         return str(error.value)
 
     assert "wanted one of classification, retrieval, association" in said("m", kind="multilabel")
