@@ -79,8 +79,8 @@ demo: set-up ## run the whole loop on public corpora, results in build/demo (ARG
 test: set-up ## run the fast tests, in two processes (ARGS="-k word" goes to pytest)
 	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-slow: set-up ## run the slow tests: kills, Spark Connect
-	@$(VENV)/bin/python -m pytest -m slow $(ARGS)
+slow: set-up ## run the slow tests, in two processes: kills, Spark Connect, lost ranks
+	@$(VENV)/bin/python -m pytest -m slow -n 2 --dist loadfile $(ARGS)
 
 cluster: set-up ## run the tests on a standalone cluster whose GPUs are addresses only
 	@$(VENV)/bin/python -m pytest -m cluster $(ARGS)

@@ -5,6 +5,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import open_clip
@@ -144,7 +145,8 @@ def _lit_with(trunk, tmp_path):
     for name in (*clip.HF_FILES, clip.WEIGHTS):
         (text / name).write_bytes(b"{}")
     with pytest.MonkeyPatch.context() as here:  # the architecture is not what this is about, and takes seconds
-        here.setattr(clip, "_construct", lambda *_: None)
+        towers = SimpleNamespace(visual=SimpleNamespace(trunk=torch.nn.Linear(1, 1)))
+        here.setattr(clip, "_construct", lambda *_: towers)
         clip.build_lit(trunk, text, tmp_path / "out")
 
 
