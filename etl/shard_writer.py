@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tarfile
 import uuid
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from etl.tar import ShardError, cause, index, split_name
+from models.records import fsync, write_whole
 
 MANIFEST = "manifest.json"
 _MAY_BE_THERE = frozenset({MANIFEST, "truth.parquet", "labels.parquet"})  # corpora put the truth beside their shards
@@ -115,24 +115,14 @@ def publish(folder: str, temporary: str, final: str) -> None:
     if not isinstance(files, LocalFileSystem):
         files.mv(f"{path}/{temporary}", f"{path}/{final}")
         return
-    _fsync(f"{path}/{temporary}")
+    fsync(Path(f"{path}/{temporary}"))
     Path(f"{path}/{temporary}").replace(f"{path}/{final}")
-    _fsync(path)
-
-
-def _fsync(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    fsync(Path(path))
 
 
 def publish_json(path: Path, content: Any) -> None:
     """Writes a local JSON file whole or not at all."""
-    temporary = path.with_name(temporary_name(path.name))
-    temporary.write_text(json.dumps(content, indent=1, default=str))
-    publish(str(path.parent), temporary.name, path.name)
+    write_whole(path, json.dumps(content, indent=1, default=str))
 
 
 def write_manifest(folder: str, shards: list[dict[str, Any]], extra: Mapping[str, Any]) -> None:

@@ -37,7 +37,7 @@ def uid_list(store: Store, dataset: str, selection_id: str, path: Path, *, rows_
     """A selection as DataComp publishes one: sorted, each pair as often as it is repeated.
 
     Executors sort a range of uids each and write it; the driver joins the parts as a stream of bytes, and holds a row
-    for each. Scanned twice, however long: once to find the ranges.
+    for each. Counted, and scanned twice however long: once to find the ranges.
     """
     chosen = store.read(dataset, SELECTIONS, where={"selection_id": selection_id})
     uids = chosen.select(F.unhex("uid").alias("uid"), "num_repeats")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.records import WeightsError, check_files, sha256_file
+from models.records import WeightsError, check_files, fsync, sha256_file
 
 MODEL, STATE, FACTS = "model.safetensors", "state.safetensors", "checkpoint.json"
 
@@ -65,11 +64,11 @@ class Checkpoints:
         facts = {"step": step, "run": self.run, "files": {n: sha256_file(temporary / n) for n in (MODEL, STATE)}}
         (temporary / FACTS).write_text(json.dumps(facts | {"sha256": _digest(facts)}, indent=1))
         for path in (*temporary.iterdir(), temporary):
-            _fsync(path)
+            fsync(path)
         final = self.folder / f"step-{step:08d}"
         shutil.rmtree(final, ignore_errors=True)  # one that was refused when it was read
         temporary.replace(final)
-        _fsync(self.folder)
+        fsync(self.folder)
         self._clean()
         return final
 
@@ -111,11 +110,3 @@ class Checkpoints:
 
 def _digest(facts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

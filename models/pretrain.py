@@ -31,7 +31,7 @@ from models.metrics import retrieval
 from models.pairs import DataError, Pairs
 from models.pixel_source import PixelSource
 from models.recipe import TrainingError
-from models.records import RECORD, EncoderRecord, WeightsError, sha256_file, whole_folder
+from models.records import RECORD, EncoderRecord, WeightsError, sha256_file, whole_folder, write_whole
 from models.scales import register_laptop
 from models.train import fit
 
@@ -160,9 +160,7 @@ def _write(job: TrainJob, model: Any, first: Path, record: EncoderRecord, result
         save_file({name: t.cpu().contiguous() for name, t in model.state_dict().items()}, folder / clip.WEIGHTS)
         sha256 = sha256_file(folder / clip.WEIGHTS)
         record.model_copy(update={"name": job.name, "weights_sha256": sha256}).write(folder)
-    temporary = job.out / f".{RESULT}"
-    temporary.write_text(json.dumps(result, indent=1))
-    temporary.replace(job.out / RESULT)
+    write_whole(job.out / RESULT, json.dumps(result, indent=1))
 
 
 def retrieval_of(encoder_folder: Path, data: str, cache: Path) -> dict[str, float]:

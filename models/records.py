@@ -1,4 +1,4 @@
-"""What pins a version: records of encoders and filters, sha256 of files, folders that appear whole. Imports no torch.
+"""What pins a version: records of encoders and filters, sha256 of files, files and folders that appear whole. No torch.
 
 A folder holds `record.json` and the files whose sha256 the record names. Its version is the record's: contents, never a
 counter (DESIGN decision 5), so that stale vectors cannot pass for fresh ones.
@@ -6,6 +6,7 @@ counter (DESIGN decision 5), so that stale vectors cannot pass for fresh ones.
 
 import hashlib
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -185,6 +186,24 @@ def check_files(folder: Path, wanted: Mapping[str, str]) -> None:
             raise WeightsError(
                 wanted=f"{path} with sha256 {sha256}", found=found, fix=f"remove {folder} and build or copy it again"
             )
+
+
+def fsync(path: Path) -> None:
+    """A file or folder on a local disk, so that it outlasts a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """A local file with this content, or what was there before: never a part."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary.write_text(text)
+    fsync(temporary)
+    temporary.replace(path)
+    fsync(path.parent)
 
 
 @contextmanager

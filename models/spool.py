@@ -21,6 +21,7 @@ from mlflow.entities import DatasetInput, InputTag, Metric, Param
 from mlflow.tracking.context.registry import resolve_tags
 
 from models.filters import Filter
+from models.records import write_whole
 from models.tracking import TrackingDownError, answering, experiment_of
 
 AT_ONCE = 1000  # metrics in one call: MLflow's limit
@@ -77,8 +78,8 @@ def log_training_run(
         {"end": {"at_ms": now}},
     ]  # fmt: skip
     spool = _spool(heads_folder)
-    _write(spool, "".join(json.dumps(line, default=str) + "\n" for line in lines))
-    _write(_state(spool), json.dumps({"lines": 0}))
+    write_whole(spool, "".join(json.dumps(line, default=str) + "\n" for line in lines))
+    write_whole(_state(spool), json.dumps({"lines": 0}))
     return ship_quickly(spool, tracking_uri)
 
 
@@ -104,7 +105,7 @@ def ship(spool: Path, tracking_uri: str) -> str:
     for number, line in enumerate(lines[state["lines"] :], start=state["lines"] + 1):
         ((kind, content),) = line.items()
         _SEND[kind](client, state["run_id"], content, spool.parent)
-        _write(_state(spool), json.dumps(state | {"lines": number, "is_whole": number == len(lines)}))
+        write_whole(_state(spool), json.dumps(state | {"lines": number, "is_whole": number == len(lines)}))
     return str(state["run_id"])
 
 
@@ -188,13 +189,6 @@ def _spool(run_folder: Path) -> Path:
 
 def _state(spool: Path) -> Path:
     return spool.with_suffix(".json")
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def _parts(items: Sequence[Any], size: int) -> Iterator[list[Any]]:

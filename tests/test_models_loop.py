@@ -290,7 +290,7 @@ def test_a_checkpoint_that_was_being_written_is_ignored_and_then_removed(tmp_pat
     said = []
     checkpoints = Checkpoints(tmp_path / "c", "run", every_steps=1, say=said.append)
     checkpoints.save(1, {"x": torch.ones(1)}, {})
-    for name in ("checkpoint._fsync", "checkpoint.sha256_file"):
+    for name in ("checkpoint.fsync", "checkpoint.sha256_file"):
         with monkeypatch.context() as patch:
             patch.setattr(f"models.{name}", lambda path: 1 / 0)  # stands for a kill
             with pytest.raises(ZeroDivisionError):
