@@ -24,7 +24,7 @@ from etl.layers import layered, merge
 from etl.rule import COLUMNS
 from etl.stage import StageConfig, UserError
 from etl.stages import STAGES
-from etl.stages.selection import DFN
+from etl.stages.selection import DFN, DFN_BEFORE
 from etl.storage import Files, NoSecret, Options
 
 Kind = Literal["pool", "filter", "dev", "eval"]
@@ -68,12 +68,32 @@ class TrainingConfig(StageConfig):
     dropout: float = pydantic.Field(default=0.1, ge=0, lt=1)
 
 
+class FinetuneConfig(TrainingConfig):
+    """The DFN recipe's second step: the filter goes on, on cleaner pairs, and the weights before and after are averaged
+    (arXiv 2309.17425 does so on MS COCO, Flickr30k and ImageNet with class names in templates)."""
+
+    dataset: str
+    """Of kind filter; `loop.filter_dataset` is what the filter was trained on before."""
+    steps: int = pydantic.Field(default=100, gt=0)
+    lr: float = pydantic.Field(default=1e-4, gt=0)
+    dropout: float = pydantic.Field(default=0.5, ge=0, lt=1)
+    alpha: float = pydantic.Field(default=0.5, ge=0, le=1)
+    """Of the average: 0 is the filter before, 1 the fine-tuned one."""
+    templates: tuple[str, ...] = ()
+    """With a `{}` for the class: captions of a dataset with labels, a template a pair, in place of its own."""
+
+    @property
+    def training(self) -> TrainingConfig:
+        return TrainingConfig(**{name: getattr(self, name) for name in TrainingConfig.model_fields})
+
+
 class ArmConfig(StageConfig):
     """A way to choose from the pool; each arm's induced models see the same number of samples."""
 
     keep: Literal["whole_pool", "random", "filter"]
     of: str = DFN
-    """Of keep: filter. The one that each seed of the round trains, or a name in `filters`."""
+    """Of keep: filter. dfn: the one that each seed of the round trains; dfn_before: the same before it was fine-tuned;
+    or a name in `filters`."""
     fraction: Fraction = 0.15
 
 
@@ -91,6 +111,11 @@ class LoopConfig(StageConfig):
     seeds: Annotated[tuple[int, ...], pydantic.Field(min_length=1)] = (0, 1, 2, 3, 4)
     """Of filter, selection and induced model alike; pairs the arms in the gate's test."""
     filter: TrainingConfig = TrainingConfig(steps=400, dropout=0.5)
+    filter_dataset: str = ""
+    """That filters are trained on; empty: the only one of kind filter that `finetune` does not name."""
+    init: str = ""
+    """Where filters begin: a filter's folder or models:/NAME@ALIAS, of the same encoder; empty: random weights."""
+    finetune: FinetuneConfig | None = None
     induced: TrainingConfig = TrainingConfig(steps=200, dropout=0.1)
     arms: dict[str, ArmConfig] = pydantic.Field(default={}, validate_default=True)
     """Name -> arm; see ARMS for those that are always there."""
@@ -188,6 +213,17 @@ class Config(StageConfig):
         return self
 
     @pydantic.model_validator(mode="after")
+    def filters_have_datasets(self) -> Config:
+        loop, sets = self.loop, self.of_kind("filter")
+        named = {"filter_dataset": loop.filter_dataset, "finetune.dataset": loop.finetune and loop.finetune.dataset}
+        for key, name in named.items():
+            if name and name not in sets:
+                raise ValueError(f"loop.{key}: wanted a dataset of kind filter ({', '.join(sets)}); found {name}")
+        if loop.finetune and loop.filter_dataset == loop.finetune.dataset:
+            raise ValueError("loop.finetune.dataset: wanted another one than loop.filter_dataset; found the same")
+        return self
+
+    @pydantic.model_validator(mode="after")
     def rules_name_what_there_is(self) -> Config:
         if found := problem(self.filters, self.datasets):
             raise ValueError(found)
@@ -196,7 +232,7 @@ class Config(StageConfig):
         lacking = [name for name in self.of_kind("pool") if not self.datasets[name].metadata]
         if lacking and any(spec.column for spec in self.filters.values()):
             raise ValueError(f"filters: wanted pools with metadata, for a published column; found {lacking[0]}")
-        known = {*self.filters, DFN}
+        known = {*self.filters, DFN, *([DFN_BEFORE] if self.loop.finetune else [])}
         arms = [arm.of for arm in self.loop.arms.values()]
         if unknown := sorted({*self.stages.selection.filters(), *arms} - known):  # type: ignore[attr-defined]
             near = difflib.get_close_matches(unknown[0], [*known, *COLUMNS], n=1, cutoff=0.4)

@@ -44,7 +44,7 @@ def evaluate(
         raise UserError("evaluate: wanted folders of sets, or --datacomp FOLDER; found neither")
     if missing := [path for path in [*sets, *filter(None, [datacomp, encoder])] if not path.is_dir()]:
         raise UserError(f"evaluate: wanted a folder; found none at {missing[0]}")
-    with _folders(model, encoder, tracking_uri) as (towers, heads):
+    with model_folders(model, tracking_uri, encoder=encoder) as (towers, heads):
         found = _evaluated(towers, heads, sets, datacomp, device)
     found = {"model": model, **found}
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -109,8 +109,8 @@ def table(found: dict[str, Any]) -> str:
 
 
 @contextmanager
-def _folders(model: str, encoder: Path | None, tracking_uri: str) -> Iterator[tuple[Path, Path | None]]:
-    """(towers, heads or None) of what a user calls a model."""
+def model_folders(model: str, tracking_uri: str, *, encoder: Path | None = None) -> Iterator[tuple[Path, Path | None]]:
+    """(towers, heads or None) of what a user calls a model: a folder, or models:/NAME@ALIAS, fetched for the while."""
     if not model.startswith("models:/"):
         yield _of_folder(Path(model), encoder)
         return
@@ -118,7 +118,7 @@ def _folders(model: str, encoder: Path | None, tracking_uri: str) -> Iterator[tu
     from models.tracking import answering
 
     if not tracking_uri:
-        raise UserError(f"evaluate: wanted --tracking-uri, for {model}; found none; fix: sqlite:///OUTPUT/mlflow.db")
+        raise UserError(f"wanted --tracking-uri, for {model}; found none; fix: sqlite:///OUTPUT/mlflow.db")
     with TemporaryDirectory() as temporary:
         with answering(tracking_uri):
             towers, heads = registry.resolve_model(model, Path(temporary) / "model", encoder=encoder)
@@ -127,7 +127,7 @@ def _folders(model: str, encoder: Path | None, tracking_uri: str) -> Iterator[tu
 
 def _of_folder(folder: Path, encoder: Path | None) -> tuple[Path, Path | None]:
     if not (folder / RECORD).is_file():
-        raise UserError(f"evaluate: wanted a folder with {RECORD}, or models:/NAME@ALIAS; found {folder}")
+        raise UserError(f"wanted a folder with {RECORD}, or models:/NAME@ALIAS; found {folder}")
     try:
         record = FilterRecord.read(folder)
     except WeightsError:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from etl import guard
+from etl import filter_recipe, guard
 from etl.config import ArmConfig
 from etl.filters import Filters
 from etl.job import StageRun
@@ -28,7 +28,7 @@ from etl.stage import UserError, digest
 from etl.stages import score, selection
 from etl.store import data_version
 from etl.tables import EMBEDDINGS, PROMOTIONS
-from etl.training import EvalSet, Trained, Trainer, labels_of
+from etl.training import Data, EvalSet, Trained, Trainer, labels_of
 from etl.uid_lists import uid_list
 from etl.vectors import vectors_folder
 from models.records import FilterRecord
@@ -62,7 +62,7 @@ class Round:
     """What a round found."""
 
     arms: Mapping[str, ArmResult]
-    filters: Mapping[int, Trained]
+    filters: Mapping[int, filter_recipe.Filtered]
     verdict: str
     is_promoted: bool
 
@@ -101,19 +101,16 @@ class Loop:
     def run(self) -> Round:
         """Everything up to date, then the decision. Killed and run again, it goes on where it was."""
         config = self.project.config.loop
-        clean = self._only("filter")
+        datasets = filter_recipe.datasets(self.project)
         self.project.run_all()
         trainer = Trainer(self.project, self._vectors(self.pool), self._eval_sets())
-        vectors = self._vectors(clean)
-        guard.check(self.project, clean, vectors, MODEL)
-        filters = {
-            seed: trainer.run("filter", "dfn", config.filter, seed, vectors=vectors, uids=None, content=vectors.name,
-                              inputs=self._inputs(clean))
-            for seed in config.seeds
-        }  # fmt: skip
+        recipe = filter_recipe.FilterRecipe(self.project, trainer, self._data)
+        for name in datasets:
+            guard.check(self.project, name, self._vectors(name), MODEL)
+        filters = {seed: recipe.make(seed) for seed in config.seeds}
         trainer.record()
-        for trained in filters.values():
-            self.project.run(score.STAGE, self.pool, self.project.with_filter(score.STAGE, trained.folder))
+        for made in filters.values():
+            self.project.run(score.STAGE, self.pool, self.project.with_filter(score.STAGE, made.final.folder))
         arms = {name: self._arm(name, arm, filters, trainer) for name, arm in config.arms.items()}
         verdict, is_promoted = self._decide_if_tracked(arms, filters)
         self.project.say(f"gate: {verdict}")
@@ -124,6 +121,10 @@ class Loop:
         encoder = {"encoder": record.name, "encoder_version": record.version}
         return vectors_folder(self.project.store, dataset, encoder, self.project.config.output_folder / "vectors")
 
+    def _data(self, dataset: str) -> Data:
+        vectors = self._vectors(dataset)
+        return Data(vectors, vectors.name, self._inputs(dataset))
+
     def _inputs(self, dataset: str) -> dict[str, int]:
         store = self.project.store
         return {f"{store.root}/{dataset}/embeddings": data_version(store.history(dataset, EMBEDDINGS), {})}
@@ -132,16 +133,15 @@ class Loop:
         names = self.project.config.of_kind("eval", "dev")
         return tuple(EvalSet(n, self._vectors(n), labels_of(self.project.sources[n].labels)) for n in names)
 
-    def _arm(self, name: str, arm: ArmConfig, filters: Mapping[int, Trained], trainer: Trainer) -> ArmResult:
+    def _arm(self, name: str, arm: ArmConfig, filters: Mapping[int, filter_recipe.Filtered],
+             trainer: Trainer) -> ArmResult:  # fmt: skip
         receipts, precision, models = {}, {}, {}
         for seed, filter_ in filters.items():
-            selected = self._select(name, arm, seed, filter_.folder)
+            selected = self._select(name, arm, seed, filter_.folders())
             receipt = receipt_of(self.project.store, self.pool, str(selected.slice["selection_id"]))
             uids = self._uids(str(receipt["selection_id"]))
-            models[seed] = trainer.run(
-                "induced", name, self.project.config.loop.induced, seed, vectors=self._vectors(self.pool), uids=uids,
-                content=str(receipt["hash"]), inputs=self._inputs(self.pool), receipt=receipt,
-            )  # fmt: skip
+            data = Data(self._vectors(self.pool), str(receipt["hash"]), self._inputs(self.pool), uids, receipt)
+            models[seed] = trainer.run("induced", name, self.project.config.loop.induced, seed, data)
             receipts[seed] = receipt
             if len(self._truth):
                 precision[seed] = float(np.isin(np.load(uids, allow_pickle=False), self._truth).mean())
@@ -160,7 +160,7 @@ class Loop:
             )
         return mean(metrics[part] for part in parts)
 
-    def _select(self, name: str, arm: ArmConfig, seed: int, filter_folder: Path) -> StageRun:
+    def _select(self, name: str, arm: ArmConfig, seed: int, filter_folders: Mapping[str, Path]) -> StageRun:
         keep = {
             "whole_pool": lambda: selection.Keep(all=True),
             "random": lambda: selection.Keep(random_fraction=arm.fraction),
@@ -169,7 +169,7 @@ class Loop:
         base: selection.Config = self.project.config.stages.selection  # type: ignore[attr-defined]
         seeded = seed if arm.keep == "random" else 0
         settings = base.model_copy(update={"name": name, "keep": keep, "seed": seeded})
-        filters = Filters(self.project, self.pool, {selection.DFN: filter_folder})
+        filters = Filters(self.project, self.pool, filter_folders)
         return self.project.run(selection.STAGE, self.pool, filters.scoring(settings))
 
     def _uids(self, selection_id: str) -> Path:
@@ -192,7 +192,8 @@ class Loop:
 
         return uid_to_u8([uid for uid, is_true in self.truth_by_uid().items() if is_true])
 
-    def _decide_if_tracked(self, arms: Mapping[str, ArmResult], filters: Mapping[int, Trained]) -> tuple[str, bool]:
+    def _decide_if_tracked(self, arms: Mapping[str, ArmResult],
+                           filters: Mapping[int, filter_recipe.Filtered]) -> tuple[str, bool]:  # fmt: skip
         """Sends the runs that wait for MLflow, then decides. Where it does not answer, the next round decides."""
         from models import spool
         from models.tracking import TrackingDownError, answering
@@ -204,7 +205,8 @@ class Loop:
         except TrackingDownError as error:
             return f"not decided: {error}", False
 
-    def _decide(self, arms: Mapping[str, ArmResult], filters: Mapping[int, Trained]) -> tuple[str, bool]:
+    def _decide(self, arms: Mapping[str, ArmResult],
+                filters: Mapping[int, filter_recipe.Filtered]) -> tuple[str, bool]:  # fmt: skip
         """The gate, on the induced models' headline, against the champion, or against the strongest control arm."""
         from models import registry
         from models.gate import gate
@@ -214,7 +216,7 @@ class Loop:
         if not challengers:
             return "no arm uses the trained filter: nothing to promote", False
         values = arms[challengers[0]].metrics[loop.headline]
-        first = filters[loop.seeds[0]]
+        first = filters[loop.seeds[0]].final
         judged = {"metric": [loop.headline, *loop.headline_parts], "values": {str(k): v for k, v in values.items()}}
         number, is_champion = registry.ensure_registered(
             MODEL, _run_id(first), first.folder, self.project.encoder[1], tags={"judged": json.dumps(judged)}

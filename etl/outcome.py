@@ -17,6 +17,7 @@ from etl.shard_writer import publish_json
 from etl.shards import RangeReader
 from etl.stages.selection import ranked_by
 from etl.tables import DATASET_TABLES, PAIRS, RUNS, SCORES, SELECTIONS
+from etl.training import Trained
 
 BINS = 60
 SHOWN = 10
@@ -60,7 +61,10 @@ def write_outcome(project: Project, ended: Round) -> dict[str, Any]:
         "results": {arm.name: arm.summary() for arm in arms},
         "precision": {arm.name: spread(list(arm.precision.values())) for arm in arms if arm.precision},
         "num_pairs": {arm.name: spread([int(r["num_rows"]) for r in arm.receipts.values()]) for arm in arms},
-        "filters_own": spread([Loop(project).headline(f.metrics) for f in ended.filters.values()]),
+        "filters_own": {
+            step: spread([Loop(project).headline(filter_.metrics) for filter_ in filters])
+            for step, filters in _steps(ended).items()
+        },
         "tables": rows_by_status(project),
         "seconds": seconds_by_stage(project),
     }
@@ -68,6 +72,15 @@ def write_outcome(project: Project, ended: Round) -> dict[str, Any]:
     publish_json(folder / "summary.json", summary)
     write(_report(project, ended, summary), folder / "report.html")
     return summary
+
+
+def _steps(ended: Round) -> dict[str, list[Trained]]:
+    """The round's filters, by the steps of their recipe."""
+    made = list(ended.filters.values())
+    if all(filter_.after is None for filter_ in made):
+        return {"trained": [filter_.before for filter_ in made]}
+    after = [filter_.after for filter_ in made if filter_.after]
+    return {"before": [f.before for f in made], "fine-tuned": after, "averaged": [f.final for f in made]}
 
 
 def table(summary: Mapping[str, Any]) -> str:
@@ -82,7 +95,8 @@ def table(summary: Mapping[str, Any]) -> str:
             f"{name:<12} {summary['num_pairs'][name]['mean']:>7,.0f} {true:>9}  " + "  ".join(f"{c:>28}" for c in cells)
         )
     own = summary["filters_own"]
-    lines.append(f"(the filters' own {headline}, shown and not used: {own['mean']:.3f} ± {own['std']:.3f})")
+    told = ", ".join(f"{step} {found['mean']:.3f} ± {found['std']:.3f}" for step, found in own.items())
+    lines.append(f"(the filters' own {headline}, shown and not used: {told})")
     return "\n".join(["", *([summary["intro"].strip()] if summary["intro"] else []), "", *lines, "", ""])
 
 

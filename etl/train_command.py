@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,9 @@ import typer
 
 from etl.cli import Conf, Dataset, Json, Quiet, Set, app, configured, dataset_of, samples
 from etl.console import Reporter, emit
-from etl.stage import UserError
+from etl.evaluate_command import model_folders
+from etl.stage import UserError, digest
+from models.records import RECORD, whole_folder
 
 
 @app.command()
@@ -20,7 +23,10 @@ def train(
     data: Annotated[str, typer.Option(help="Exported shards, or a corpus: a folder with manifest.json.")] = "",
     selection: Annotated[str, typer.Option(help="Or a selection, read from the pool's own shards (--conf).")] = "",
     scale: Annotated[str, typer.Option(help="laptop, debug, small, medium, large or xlarge: the one dial.")] = "laptop",
-    init: Annotated[Path | None, typer.Option(help="Fine-tune this encoder folder; none: random weights.")] = None,
+    init: Annotated[
+        str, typer.Option(help="Fine-tune this: a folder of an encoder or filter, or models:/NAME@ALIAS. None: random.")
+    ] = "",
+    tracking_uri: Annotated[str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="Of --init models:/... .")] = "",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     samples_seen: Annotated[str, typer.Option(help="In place of the scale's, such as 100K or 12.8M.")] = "",
     fields: Annotated[
@@ -49,7 +55,8 @@ def train(
     from models.job import TrainJob
     from models.recipe import TrainingError
 
-    given: dict[str, Any] = {"data": data, "out": out.absolute(), "scale": scale, "init": init, "seed": seed}
+    given: dict[str, Any] = {"data": data, "out": out.absolute(), "scale": scale, "seed": seed}
+    given |= {"init": first_weights(init, out.absolute(), tracking_uri)} if init else {}
     given |= {"samples_seen": samples(samples_seen)} if samples_seen else {}
     try:
         job = TrainJob.of(given | _fields(fields))
@@ -78,6 +85,30 @@ def train(
     facts = {name: result[name] for name in ("folder", "num_pairs", "samples_seen")} | {"num_bad": len(result["bad"])}
     loss = {"loss_first": round(losses[0], 4), "loss_last": round(losses[-1], 4), "seconds": round(seconds, 1)}
     emit({**facts, **loss, **{name: round(value, 4) for name, value in metrics.items()}}, as_json=json)
+
+
+def first_weights(init: str, out: Path, tracking_uri: str) -> Path:
+    """What `--init` names, as an encoder folder: in OUT/init-* where heads join their towers, or it was fetched.
+
+    That stays what it was when the alias moves on: a run that was killed goes on from the weights it began with.
+    """
+    from models import clip
+
+    folder = out / f"init-{digest(init)[:12]}"
+    if (folder / RECORD).exists():
+        return folder
+    with model_folders(init, tracking_uri) as (towers, heads):
+        if heads is not None:
+            try:
+                clip.fuse(towers, heads, folder)
+            except ValueError as error:  # towers without a place for heads, or no heads
+                raise UserError(f"--init {init}: {error}") from None
+        elif init.startswith("models:/"):
+            with whole_folder(folder) as new:
+                shutil.copytree(towers, new, dirs_exist_ok=True)
+        else:
+            return towers.absolute()
+    return folder
 
 
 def _fields(given: list[str]) -> dict[str, Any]:

@@ -22,6 +22,8 @@ from etl.runs import RunRow, find_runs, record_runs
 from etl.shard_writer import publish_json
 from etl.stage import digest
 from etl.tables import EVALUATIONS
+from models.filters import HEADS
+from models.records import FilterRecord
 
 RUN = "run.json"
 """In a model's folder, written last: what the run found. Without it the folder is not a finished run's."""
@@ -36,6 +38,35 @@ class EvalSet:
     name: str
     vectors: Path
     labels: Mapping[str, str] | None
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a model is trained on."""
+
+    vectors: Path
+    content: str
+    """What names the rows: a receipt's hash, a folder's content."""
+    inputs: Mapping[str, int]
+    """Path of each Delta table that they come from -> its version."""
+    uids: Path | None = None
+    """The `.npy` list of a selection; None: all of `vectors`."""
+    receipt: Mapping[str, Any] | None = None
+    """Of the selection that `uids` lists, kept with the run."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What writing a model took."""
+
+    losses: list[float]
+    """One a step; none for an average."""
+    seconds: float
+
+    def __str__(self) -> str:
+        if not self.losses:
+            return "weights averaged"
+        return f"{len(self.losses)} steps in {self.seconds:.1f} s, loss {self.losses[0]:.2f} to {self.losses[-1]:.2f}"
 
 
 @dataclass(frozen=True)
@@ -63,7 +94,7 @@ class Trainer:
         return find_runs(self.project.store)
 
     @cached_property
-    def _encode_texts(self) -> Callable[..., Any]:
+    def encode_texts(self) -> Callable[..., Any]:
         from models.encoder import Encoder
 
         return Encoder.load(self.project.encoder[1]).encode_texts
@@ -75,19 +106,44 @@ class Trainer:
 
         return ImageStats.of(Vectors.open(self.stats_from))
 
-    def run(self, kind: str, name: str, config: TrainingConfig, seed: int, *, vectors: Path, uids: Path | None,
-            content: str, inputs: Mapping[str, int],
-            receipt: Mapping[str, Any] | None = None) -> Trained:  # fmt: skip
-        """One model: `kind` is filter or induced, `name` its arm.
+    def run(self, kind: str, name: str, config: TrainingConfig, seed: int, data: Data, *,
+            init: Path | None = None) -> Trained:  # fmt: skip
+        """One model: `kind` is filter or induced, `name` its arm, `init` trained heads that go on (None: random)."""
+        first = [FilterRecord.read(init).version] if init else []
+        params = {**config.model_dump(), **({"init": first[0]} if first else {})}
 
-        Args:
-            uids: the `.npy` list of a selection; None: all of `vectors`.
-            content: what names the training rows (a receipt's hash, a folder's content).
-            receipt: of the selection that `uids` lists, kept with the run.
-        """
-        encoder = self.project.encoder[0].version
+        def make(folder: Path) -> Made:
+            from models.data import Vectors, read_uids
+            from models.filters import Heads
+            from models.train import TrainConfig, train
+
+            rows = Vectors.open(data.vectors, read_uids(data.uids) if data.uids else None)
+            recipe = TrainConfig(**config.model_dump(), seed=seed)
+            heads = Heads.load(init / HEADS) if init else None
+            done = train(rows, recipe, folder, encoder_record=self.project.encoder[0], stats=self._stats, init=heads)
+            return Made(done.losses, done.seconds)
+
+        return self._once(kind, name, seed, [config.model_dump(), seed, data.content], first, params, data, make)
+
+    def average(self, kind: str, name: str, alpha: float, seed: int, before: Trained, after: Trained,
+                data: Data) -> Trained:  # fmt: skip
+        """(1 - alpha) of the weights before fine-tuning on `data` and alpha of those after, as one model."""
+        versions = {side: FilterRecord.read(m.folder).version for side, m in (("before", before), ("after", after))}
+
+        def make(folder: Path) -> Made:
+            from models.average import average_heads
+
+            average_heads(before.folder, after.folder, folder, alpha=alpha, encoder_folder=self.project.encoder[1])
+            return Made([], 0.0)
+
+        params = {"alpha": alpha, **versions}
+        return self._once(kind, name, seed, [alpha, *versions.values()], [], params, data, make)
+
+    def _once(self, kind: str, name: str, seed: int, made_of: list[Any], more: list[Any], params: Mapping[str, Any],
+              data: Data, make: Callable[[Path], Made]) -> Trained:  # fmt: skip
+        """What `make` writes, evaluated, logged and recorded; or what an earlier run found."""
         sets = [(s.name, s.vectors.name) for s in self.eval_sets]
-        key = digest(VERSION, kind, config.model_dump(), seed, content, self.stats_from.name, encoder, sets)
+        key = digest(VERSION, kind, *made_of, self.stats_from.name, self.project.encoder[0].version, sets, *more)
         label = f"{kind} {name} seed {seed}"
         folder = self.project.config.output_folder / "models" / f"{kind}-{key[:12]}"
         if (folder / RUN).exists():
@@ -97,14 +153,15 @@ class Trainer:
             from models.system_metrics import watched
 
             with watched() as system:
-                found = self._train(folder, config, seed, vectors, uids)
+                made = make(folder)
+                found = {"metrics": self._evaluated(folder), "losses": made.losses, "seconds": made.seconds}
             found |= {"folder": str(folder), "arm": name, "seed": seed}
-            found["mlflow_run_id"] = self._log(label, kind, config, content, inputs, found, receipt, system)
-            self.project.say(f"{label:<29} {config.steps} steps in {found['seconds']:.1f} s, {_fall(found['losses'])}")
+            found["mlflow_run_id"] = self._log(label, kind, params, data, found, system)
+            self.project.say(f"{label:<29} {made}")
             publish_json(folder / RUN, found)
         if (kind, key) not in self._known:
             facts = {name: value for name, value in found.items() if name != "losses"}
-            row = RunRow(kind, None, key, inputs, config.model_dump_json(), facts, found["seconds"])
+            row = RunRow(kind, None, key, data.inputs, json.dumps(params), facts, found["seconds"])
             self._pending.append(row)
         return Trained(folder, found["metrics"], found["mlflow_run_id"])
 
@@ -126,42 +183,32 @@ class Trainer:
         self._known.update({(run.name, run.key): run.facts for run in pending})
         self._pending.clear()
 
-    def _log(self, label: str, kind: str, config: TrainingConfig, content: str, inputs: Mapping[str, int],
-             found: Mapping[str, Any], receipt: Mapping[str, Any] | None, system: list[Any]) -> str | None:  # fmt: skip
+    def _log(self, label: str, kind: str, params: Mapping[str, Any], data: Data, found: Mapping[str, Any],
+             system: list[Any]) -> str | None:  # fmt: skip
         from models import spool
 
-        params = {**config.model_dump(), "seed": found["seed"], "arm": found["arm"], "kind": kind, "content": content}
+        told = {"seed": found["seed"], "arm": found["arm"], "kind": kind, "content": data.content}
         folder = Path(found["folder"])
         run_id = spool.log_training_run(
-            self.project.tracking_uri, self.project.config.name, label, params=params, metrics=found["metrics"],
-            step_losses=found["losses"], inputs=inputs, heads_folder=folder,
-            tags={"kind": kind, "arm": found["arm"]}, receipt=receipt, system=system,
+            self.project.tracking_uri, self.project.config.name, label, params={**params, **told},
+            metrics=found["metrics"], step_losses=found["losses"], inputs=data.inputs, heads_folder=folder,
+            tags={"kind": kind, "arm": found["arm"]}, receipt=data.receipt, system=system,
         )  # fmt: skip
         if run_id is None:
             self.project.say(f"{label:<29} MLflow does not answer: the run waits beside {folder}; dfn sync sends it")
         return run_id
 
-    def _train(self, folder: Path, config: TrainingConfig, seed: int, vectors: Path,
-               uids: Path | None) -> dict[str, Any]:  # fmt: skip
-        from models.data import Vectors, read_uids
+    def _evaluated(self, folder: Path) -> dict[str, float]:
+        from models.data import Vectors
         from models.evaluate import evaluate
         from models.filters import Filter
-        from models.train import TrainConfig, train
 
-        rows = Vectors.open(vectors, read_uids(uids) if uids else None)
-        record = self.project.encoder[0]
-        recipe = TrainConfig(**config.model_dump(), seed=seed)
-        done = train(rows, recipe, folder, encoder_record=record, stats=self._stats)
         model, metrics = Filter.load(folder), dict[str, float]()
         for eval_set in self.eval_sets:
-            encode = self._encode_texts if eval_set.labels else None
+            encode = self.encode_texts if eval_set.labels else None
             found = evaluate(model, Vectors.open(eval_set.vectors), labels=eval_set.labels, encode_texts=encode)
             metrics |= {f"{eval_set.name}.{metric}": value for metric, value in found.items()}
-        return {"metrics": metrics, "losses": done.losses, "seconds": done.seconds}
-
-
-def _fall(losses: list[float]) -> str:
-    return f"loss {losses[0]:.2f} to {losses[-1]:.2f}"
+        return metrics
 
 
 def labels_of(path: str | None) -> Mapping[str, str] | None:

@@ -235,15 +235,36 @@ def assemble(encoder_folder: Path, heads_folder: Path) -> Any:
     check_encoder(filter.record, record)
     if filter.heads is None:
         return towers
+    model = _construct(_with_heads(record, filter), encoder_folder)
+    model.load_state_dict(towers.state_dict() | load_file(heads_folder / HEADS), strict=True)
+    return _with_preprocessing(model, record)
+
+
+def _with_heads(record: EncoderRecord, filter: Filter) -> dict[str, Any]:
+    """The towers' architecture with a place for the filter's heads."""
     architecture = copy.deepcopy(record.architecture)
     if architecture["vision_cfg"].get("timm_proj") != "none" or record.tokenizer.kind != "hf":
         raise ValueError(f"wanted a timm trunk and a Hugging Face text tower to put heads on; found {record.name}")
     architecture["embed_dim"] = filter.record.embed_dim
     architecture["vision_cfg"] |= {"timm_proj": "linear", "timm_proj_bias": True}
     architecture["text_cfg"] |= {"hf_proj_type": "linear"}
-    model = _construct(architecture, encoder_folder)
-    model.load_state_dict(towers.state_dict() | load_file(heads_folder / HEADS), strict=True)
-    return _with_preprocessing(model, record)
+    return architecture
+
+
+def fuse(encoder_folder: Path, heads_folder: Path, out: Path) -> EncoderRecord:
+    """What `assemble` gives, written as an encoder folder of its own: a CLIP that training on pixels can begin with.
+
+    Raises:
+        As `assemble`; ValueError also for a filter without heads, whose encoder is that CLIP already.
+    """
+    filter, record = Filter.load(heads_folder), EncoderRecord.read(encoder_folder)
+    if filter.heads is None:
+        raise ValueError(f"wanted a filter with heads; found {filter.record.name}; fix: name its encoder's folder")
+    dim = filter.record.embed_dim
+    known = {"name": f"{record.name}+{filter.record.name}", "architecture": _with_heads(record, filter),
+             "image_dim": dim, "text_dim": dim, "shares_space": True, "is_normalised": True}  # fmt: skip
+    fused = record.model_copy(update=known)
+    return write_like(fused, assemble(encoder_folder, heads_folder), encoder_folder, out)
 
 
 def _openai_preprocessing(size_px: int) -> Preprocessing:

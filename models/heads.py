@@ -68,20 +68,38 @@ class HeadsModule(nn.Module):
         self.std_I: Tensor
         self.register_buffer("mean_I", torch.from_numpy(mean))
         self.register_buffer("std_I", torch.from_numpy(std))
+        self.offset_E: Tensor
+        self.register_buffer("offset_E", torch.zeros(embed_dim, dtype=torch.float64))
+
+    @classmethod
+    def going_on(cls, heads: Heads, *, dropout: float = 0.0, stats: ImageStats | None = None) -> Self:
+        """Trained heads, to be trained further: the same map as `heads` at first, whatever they were standardised by.
+
+        What the bias holds beyond these statistics stays as it is and is not trained.
+        """
+        image_dim, text_dim = heads.visual_weight.shape[1], heads.text_weight.shape[1]
+        module = cls(image_dim, text_dim, embed_dim=len(heads.visual_bias), init_log_scale=heads.log_scale,
+                     dropout=dropout, stats=stats)  # fmt: skip
+        weight_EI = torch.from_numpy(heads.visual_weight).double()
+        with torch.no_grad():
+            module.visual.weight.copy_(weight_EI * module.std_I)
+            module.text.weight.copy_(torch.from_numpy(heads.text_weight))
+        module.offset_E.copy_(torch.from_numpy(heads.visual_bias).double() + weight_EI @ module.mean_I)
+        return module
 
     def forward(self, images_BI: Tensor, texts_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Unit embeddings of shape BE for both sides, and the inverse temperature: what open_clip's CLIP gives."""
         standard_BI = (images_BI - self.mean_I.float()) / self.std_I.float()
-        image_BE = self.visual(functional.dropout(standard_BI, self.dropout, self.training))
+        image_BE = self.visual(functional.dropout(standard_BI, self.dropout, self.training)) + self.offset_E.float()
         text_BE = self.text(functional.dropout(texts_BT, self.dropout, self.training))
         return functional.normalize(image_BE, dim=-1), functional.normalize(text_BE, dim=-1), self.logit_scale.exp()
 
     def folded(self) -> Heads:
-        """W (x - mean) / std as W' x + b: W' = W / std, b = -W' mean. In float64, then rounded once."""
+        """W (x - mean) / std + o as W' x + b: W' = W / std, b = o - W' mean. In float64, then rounded once."""
         weight_EI = self.visual.weight.detach().double() / self.std_I
         return Heads(
             visual_weight=weight_EI.float().cpu().numpy(),
-            visual_bias=(-weight_EI @ self.mean_I).float().cpu().numpy(),
+            visual_bias=(self.offset_E - weight_EI @ self.mean_I).float().cpu().numpy(),
             text_weight=self.text.weight.detach().cpu().numpy(),
             log_scale=self.logit_scale.item(),
         )

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from models.checkpoint import Checkpoints
 from models.data import Vectors
-from models.filters import save_filter
+from models.filters import Heads, save_filter
 from models.heads import HeadsModule, ImageStats, VectorSource
 from models.order import Draw, draws
 from models.recipe import Recipe, TrainingError, learning_rate
@@ -130,6 +130,7 @@ def train(
     *,
     encoder_record: VectorsRecord,
     stats: ImageStats | None = None,
+    init: Heads | None = None,
     on_step: OnStep | None = None,
     name: str = "dfn",
     device: str = "cpu",
@@ -139,31 +140,38 @@ def train(
 
     Args:
         stats: of the pool, so that every arm is standardised alike; None: of the given rows.
+        init: trained heads of this encoder that go on, in place of random ones; their width and temperature are kept.
 
     Raises:
         TrainingError: the loss is not a number.
-        ValueError: vectors of other dimensions than the encoder's.
+        ValueError: vectors, or first heads, of other dimensions than the encoder's.
     """
     started = time.monotonic()
     if (found := (vectors.image_dim, vectors.text_dim)) != (
         wanted := (encoder_record.image_dim, encoder_record.text_dim)
     ):
         raise ValueError(f"wanted vectors of {wanted} dimensions, of {encoder_record.name}; found {found}")
+    if init and (found := (init.visual_weight.shape[1], init.text_weight.shape[1])) != wanted:
+        raise ValueError(f"wanted first heads of {wanted} dimensions, of {encoder_record.name}; found {found}")
     if config.standardise and stats is None:
         stats = ImageStats.of(vectors)
     torch.set_num_threads(num_threads)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        heads = HeadsModule(
-            *wanted,
-            embed_dim=config.embed_dim,
-            init_log_scale=config.init_log_scale,
-            dropout=config.dropout,
-            stats=stats if config.standardise else None,
-        )
+        heads = first_heads(wanted, config, stats if config.standardise else None, init)
         losses = fit(heads, VectorSource(vectors), config.recipe, on_step=on_step, device=device)
     save_filter(out, heads.folded(), encoder_record=encoder_record, name=name)
     return TrainResult(out, losses, time.monotonic() - started, config.steps * config.batch_size)
+
+
+def first_heads(
+    dims: tuple[int, int], config: TrainConfig, stats: ImageStats | None, init: Heads | None
+) -> HeadsModule:
+    """What a run begins with: heads for `dims` (image, text) drawn from torch's generator, or `init`."""
+    if init is not None:
+        return HeadsModule.going_on(init, dropout=config.dropout, stats=stats)
+    return HeadsModule(*dims, embed_dim=config.embed_dim, init_log_scale=config.init_log_scale,
+                       dropout=config.dropout, stats=stats)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
-READ_TINY = {"test_connect.py", "test_filters.py", "test_loop.py", "test_notebooks.py"}
+READ_TINY = {"test_connect.py", "test_filter_recipe.py", "test_filters.py", "test_loop.py", "test_notebooks.py"}
 """Files whose tests share the fixture `tiny`: kept in one process, so that its minutes are spent once."""
 
 

@@ -239,7 +239,7 @@ def test_stored_scores_are_those_of_the_full_model_on_pixels(tiny):
     from models.images import decode_rgb
 
     project, ended, _ = tiny
-    folder = ended.filters[0].folder
+    folder = ended.filters[0].final.folder
     model, encoder = clip.assemble(project.encoder[1], folder).eval(), Encoder.load(project.encoder[1])
     version = json.loads((folder / "record.json").read_text())
     assert version["encoder_version"] == project.encoder[0].version

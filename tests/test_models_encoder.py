@@ -174,6 +174,12 @@ def test_the_assembled_clip_scores_pixels_as_the_filter_scores_stored_vectors(
     assert scale.item() == pytest.approx(np.exp(2.66), rel=1e-5)
     assert np.std(stored) > 0.01
 
+    fused = clip.fuse(encoder_folder, tmp_path / "h", tmp_path / "fused")
+    whole = Encoder.load(tmp_path / "fused")
+    cosines = (whole.encode_images(photos) * whole.encode_texts(CAPTIONS)).sum(axis=1)
+    np.testing.assert_allclose(cosines, (image_NE * text_NE).sum(dim=1), atol=2e-3)
+    assert (fused.image_dim, fused.text_dim, fused.shares_space, fused.is_normalised) == (256, 256, True, True)
+
 
 @pytest.mark.parametrize("name", [clip.WEIGHTS, "vocab.txt", "config.json"])
 def test_altered_and_cut_weights_are_refused(encoder_folder, tmp_path, name):

@@ -16,8 +16,10 @@ from PIL import Image
 from test_models_encoder import TINY, tiny_clip
 from test_models_filters import random_heads
 
+from etl.stage import UserError
+from etl.train_command import first_weights
 from models import registry, spool, tracking
-from models.clip import assemble
+from models.clip import WEIGHTS, assemble
 from models.embedder import Embedder
 from models.encoder import Encoder
 from models.filters import Filter, save_filter
@@ -172,6 +174,22 @@ def test_registered_models_load_in_a_fresh_process_and_equal_our_own_scoring(reg
     again = Embedder.load(towers, heads)
     np.testing.assert_array_equal(again.embed_images(image)[0], vector)
     assert towers == tmp_path / "resolved" / "encoder"
+
+
+def test_training_begins_with_a_registered_clip_and_stays_with_what_it_began(registered, tmp_path):
+    root, run_id, _ = registered
+    uri = f"sqlite:///{root}/store/mlflow.db"
+    assert registry.register_clip(run_id, None, root / "encoder", name="towers", with_towers=True) == "1"
+    registry.set_alias("towers", registry.CHAMPION, "1")
+    first = first_weights("models:/towers@champion", tmp_path / "run", uri)
+    assert first.parent == tmp_path / "run" and EncoderRecord.read(first) == EncoderRecord.read(root / "encoder")
+    assert (first / WEIGHTS).read_bytes() == (root / "encoder" / WEIGHTS).read_bytes()
+    assert first_weights("models:/towers@champion", tmp_path / "run", "sqlite:////nowhere/mlflow.db") == first
+    assert first_weights(str(root / "encoder"), tmp_path / "run", "") == root / "encoder"
+    with pytest.raises(UserError, match="--init models:/dfn_filter/2: wanted a timm trunk"):
+        first_weights("models:/dfn_filter/2", tmp_path / "run", uri)
+    with pytest.raises(UserError, match="wanted --tracking-uri, for models:/towers@champion"):
+        first_weights("models:/towers@champion", tmp_path / "other", "")
 
 
 @pytest.mark.usefixtures("registered")

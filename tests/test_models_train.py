@@ -43,6 +43,30 @@ def fresh_run(folder: str) -> str:
     return json.dumps([result.losses, Filter.load(result.folder).version])
 
 
+@pytest.mark.parametrize("shift", [0.0, 5.0], ids=["same statistics", "other statistics"])
+def test_trained_heads_go_on_from_the_same_map(tmp_path, shift):
+    """At a rate of nearly nothing what comes out is what went in; at a real rate training goes on from there."""
+    vectors, encoder = planted(tmp_path / "v"), encoder_record(**DIMS)
+    first = train(vectors, SMALL, tmp_path / "f", encoder_record=encoder)
+    heads = Heads.load(first.folder / "heads.safetensors")
+    stats = ImageStats.of(vectors)
+    stats = ImageStats(stats.mean + shift, stats.std * (1 + shift))
+    still = SMALL.model_copy(update={"steps": 1, "lr": 1e-12, "dropout": 0.0, "embed_dim": 99})
+    same = train(vectors, still, tmp_path / "s", encoder_record=encoder, stats=stats, init=heads)
+    scores = Filter.load(first.folder).score(vectors.image_NI, vectors.text_NT)
+    np.testing.assert_allclose(Filter.load(same.folder).score(vectors.image_NI, vectors.text_NT), scores, atol=1e-4)
+    further = SMALL.model_copy(update={"dropout": 0.0, "lr": 1e-3})
+    losses = train(vectors, further, tmp_path / "t", encoder_record=encoder, stats=stats, init=heads).losses
+    assert same.losses[0] == pytest.approx(losses[0], abs=1e-6)
+    assert max(losses) < 0.5 * first.losses[0]
+
+
+def test_first_heads_of_another_encoder_are_refused(tmp_path):
+    heads = Heads(np.ones((8, 23), np.float32), np.zeros(8, np.float32), np.ones((8, 16), np.float32), 2.66)
+    with pytest.raises(ValueError, match=r"wanted first heads of \(24, 16\) dimensions.*; found \(23, 16\)"):
+        train(planted(tmp_path / "v"), SMALL, tmp_path / "f", encoder_record=encoder_record(**DIMS), init=heads)
+
+
 def test_what_was_planted_is_learnt_and_holds_on_other_pairs(tmp_path):
     vectors, held_out = planted(tmp_path / "v"), planted(tmp_path / "w", seed=1)
     steps = []

@@ -26,7 +26,7 @@ from etl.soft_cap import SoftCap, find_soft_cuts
 from etl.stage import Facts, Read, Slice, Stage, StageConfig, content_hash
 from etl.tables import CONTAMINATED, DUPLICATES, IMAGE_SIGNALS, PAIRS, RECEIPTS, SCORES, SELECTIONS, SIGNALS
 
-DFN = "dfn"
+DFN, DFN_BEFORE = "dfn", "dfn_before"
 """The filter that a rule means where it names none."""
 
 
