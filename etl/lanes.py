@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from etl.feed import Block, Feed, Row
 from models.images import StatusError
@@ -20,8 +21,9 @@ WINDOW_ROWS = 512
 """Captions encoded together: enough of each length to fill batches, and bounded whatever comes in one Arrow batch."""
 FEW_ROWS = 200
 """Fewer rows than this say nothing of the share of invalid ones."""
-TIMINGS = ("read_seconds", "decode_seconds", "model_seconds", "wait_seconds")
-"""Columns of every pass: threads reading, threads decoding, the model busy, the model waiting for images."""
+TIMINGS = ("read_seconds", "decode_seconds", "model_seconds", "wait_seconds", "num_oom_halvings")
+"""Columns of every pass: threads reading, threads decoding, the model busy, the model waiting for images; and how often
+a batch did not fit into the device's memory and was halved."""
 
 Columns = dict[str, list[Any]]
 
@@ -32,6 +34,10 @@ class Reader(Protocol):
     @property
     def batch_size(self) -> int:
         """Images of a forward pass."""
+
+    @property
+    def num_oom_halvings(self) -> int:
+        """How often a batch did not fit, since it was loaded."""
 
     @property
     def columns(self) -> Sequence[str]:
@@ -58,6 +64,11 @@ class Lane:
         self._waiting: list[tuple[int, Any]] = []
         self._results: list[Any] = []
         self._num_rows = self._num_invalid = 0
+
+    @property
+    def num_oom_halvings(self) -> int:
+        """Since the reader was loaded."""
+        return self._reader.num_oom_halvings
 
     @property
     def num_ready(self) -> int:
@@ -140,21 +151,25 @@ def run_pass(feed: Feed, lanes: Sequence[Lane], rows: Iterable[Row]) -> Iterator
 
 
 class _Clock:
-    """Seconds since they were last read."""
+    """TIMINGS since they were last read."""
 
     def __init__(self, feed: Feed, lanes: Sequence[Lane]) -> None:
         self._feed, self._lanes = feed, lanes
         self._read = self._decode = 0.0
-        self._seen = np.zeros(2)
+        self._seen = self._now()  # the worker's model may have served another task
+
+    def _now(self) -> NDArray[np.float64]:
+        busy, halvings = (sum(lane.seconds for lane in self._lanes), sum(lane.num_oom_halvings for lane in self._lanes))
+        return np.array([busy, self._feed.wait_seconds, halvings])
 
     def add(self, block: Block) -> None:
         self._read += block.read_seconds
         self._decode += block.decode_seconds
 
     def read(self, num_rows: int) -> pd.DataFrame:
-        now = np.array([sum(lane.seconds for lane in self._lanes), self._feed.wait_seconds])
-        seconds = [self._read, self._decode, *(now - self._seen)]
+        now = self._now()
+        told = [self._read, self._decode, *(now - self._seen)]
         self._read, self._decode, self._seen = 0.0, 0.0, now
         frame = pd.DataFrame(np.zeros((num_rows, len(TIMINGS))), columns=list(TIMINGS))
-        frame.iloc[0] = seconds
+        frame.iloc[0] = told
         return frame

@@ -205,7 +205,9 @@ def _pace(run: StageRun) -> str:
     """Of a pass over pixels: pairs per second, what the time went into, and how idle the model was."""
     if not run.timings or not run.num_rows_written:
         return ""
-    read, decode, model, wait = (run.timings.get(name, 0.0) for name in TIMINGS)
+    read, decode, model, wait, halvings = (run.timings.get(name, 0.0) for name in TIMINGS)
     idle = wait / (model + wait) if model + wait else 0.0
     parts = f"read {read:.1f} s, decode {decode:.1f} s, model {model:.1f} s, model idle {idle:.0%}"
-    return f"; {run.num_rows_written / run.seconds:,.0f} pairs/s; of all tasks: {parts}"
+    warning = f"; {halvings:.0f} batches did not fit and were halved: a smaller encoder.batch_size is faster"
+    pace = f"; {run.num_rows_written / run.seconds:,.0f} pairs/s; of all tasks: {parts}"
+    return pace + (warning if halvings else "")

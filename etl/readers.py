@@ -70,6 +70,10 @@ class EncoderReader:
     def __init__(self, model: Any) -> None:
         self._model, self.batch_size = model, model.record.batch_size
 
+    @property
+    def num_oom_halvings(self) -> int:
+        return int(self._model.num_oom_halvings)
+
     def encode(self, images: list[Any]) -> np.ndarray:
         vectors_NI: np.ndarray = self._model.encode_images(images)
         return vectors_NI

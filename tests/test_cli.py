@@ -97,7 +97,10 @@ def test_a_mistake_in_the_config_is_one_line_and_exit_code_2(dfn, settings, says
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ("run --conf tinny", ["wanted a config file", "'tinny'", "demo, dfn_public_medium, filters, local, tiny"]),
+        (
+            "run --conf tinny",
+            ["wanted a config file", "'tinny'", "demo, dfn_public_medium, filters, finetune, local, tiny"],
+        ),
         ("run --conf tiny --dataset pol", ["--dataset: wanted some of pool, clean, things", "found pol"]),
         ("run --conf tiny --stage embd", ["--stage: wanted some of ingest,", "found embd"]),
         ("run --conf tiny --nope", ["No such option", "--nope"]),

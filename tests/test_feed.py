@@ -27,9 +27,11 @@ class Shades:
 
     def __init__(self, batch_size: int, invalid=()) -> None:
         self.batch_size, self.batches, self.windows, self._invalid = batch_size, [], [], set(invalid)
+        self.num_oom_halvings = 3  # of an earlier task
 
     def encode(self, images):
         self.batches.append(len(images))
+        self.num_oom_halvings += images[0] == 0
         return [10 * image for image in images]
 
     def finish(self, results, texts):
@@ -103,7 +105,7 @@ def test_rows_come_back_in_order_whatever_the_sizes():
 
 
 def test_timings_stand_in_the_first_row_of_a_window_and_add_up():
-    (frame,), windows = run(range(40), Shades(4))
+    (frame,), windows = run([*range(39), 0], Shades(1))
     assert len(windows) > 1
     for _, timings in windows:
         assert list(timings.columns) == list(TIMINGS)
@@ -111,6 +113,7 @@ def test_timings_stand_in_the_first_row_of_a_window_and_add_up():
         assert (timings >= 0).all(axis=None)
     assert sum(len(timings) for _, timings in windows) == len(frame) == 40
     assert sum(timings["model_seconds"].sum() for _, timings in windows) > 0
+    assert [timings["num_oom_halvings"].sum() for _, timings in windows if timings["num_oom_halvings"].any()] == [1, 1]
 
 
 def test_only_so_many_blocks_are_in_flight():

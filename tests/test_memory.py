@@ -18,7 +18,7 @@ from etl.feed import Row
 from etl.gpu import Pass
 
 class Null:
-    batch_size, columns = 64, ("mean",)
+    batch_size, columns, num_oom_halvings = 64, ("mean",), 0
     def encode(self, images):
         return [float(image.mean()) for image in images]
     def finish(self, results, texts):

@@ -68,6 +68,7 @@ class NsfwLane:
     """Scores; one that is no number says so."""
 
     columns = ("nsfw_score",)
+    num_oom_halvings = 0  # it does not halve: a batch that does not fit fails the task
 
     def __init__(self, model: NsfwReader) -> None:
         self._model, self.batch_size = model, model.record.batch_size

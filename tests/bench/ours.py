@@ -45,6 +45,7 @@ class NullReader:
 
     batch_size = 16
     columns = tuple(EMBEDDED)
+    num_oom_halvings = 0
 
     def encode(self, images: list[Any]) -> list[None]:
         return [None] * len(images)
