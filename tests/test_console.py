@@ -40,13 +40,11 @@ def test_programs_get_one_line_of_json(capsys):
 
 def test_a_pass_over_pixels_tells_its_pace_and_whether_batches_did_not_fit():
     timings = dict(zip(TIMINGS, (1.0, 2.0, 6.0, 2.0, 0), strict=True))
-    run = {"num_rows_in": 9, "num_rows_written": 8, "num_rows_by_status": {"ok": 9}, "seconds": 4.0}
-    said = [
-        _sentence(
-            StageRun("embed", "pool", "k", {}, False, {}, timings=timings | {"num_oom_halvings": halvings}, **run)
-        )
-        for halvings in (0, 3)
-    ]
+    facts = {"num_rows_in": 9, "num_rows_written": 8, "num_rows_by_status": {"ok": 9}, "seconds": 4.0}
+    said = []
+    for halvings in (0, 3):
+        told = timings | {"num_oom_halvings": halvings}
+        said.append(_sentence(StageRun("embed", "pool", "k", {}, False, {}, timings=told, **facts)))
     pace = "2 pairs/s; of all tasks: read 1.0 s, decode 2.0 s, model 6.0 s, model idle 25%"
     assert said[0] == f"embed          pool           8 of 9 rows in 4.0 s (9 ok); {pace}"
     assert said[1] == f"{said[0]}; 3 batches did not fit and were halved: a smaller encoder.batch_size is faster"
