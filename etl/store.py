@@ -20,6 +20,8 @@ from pyspark.sql.types import StructType
 from etl.session import cache_folder, made
 from etl.stage import Slice, Table, UserError, conform, digest, overlap, predicate
 
+COMMITS = "[0-9]" * 20 + ".json"
+"""Of a Delta log: the files of its versions."""
 RETENTION = "interval 400 days"
 """Receipts can be replayed as long: Delta's own defaults would forget after 7 and 30 days."""
 NO_DATA_CHANGE = {"OPTIMIZE", "VACUUM START", "VACUUM END", "SET TBLPROPERTIES", "CREATE TABLE", "ADD CONSTRAINT"}
@@ -40,7 +42,8 @@ class Store:
 
     spark: SparkSession
     root: str
-    _histories: dict[str, tuple[str, list[Commit]]] = field(default_factory=dict, compare=False, repr=False)
+    _commits: dict[tuple[Path, int], Commit] = field(default_factory=dict, compare=False, repr=False)
+    """File of a local log, as it was at a time -> what it says."""
 
     def name(self, dataset: str, table: Table) -> str:
         """How SQL names a table: delta.`ROOT/dataset/table`, or catalog.dataset.table."""
@@ -52,8 +55,9 @@ class Store:
     def _schema(self, dataset: str, table: Table) -> str:
         return "project" if table.is_project_wide else dataset
 
-    def _lease_folder(self) -> Path:
-        return Path(self.root) / "_leases" if self._is_local else cache_folder() / "leases" / digest(self.root)[:16]
+    def _lease_stem(self, dataset: str, table: Table) -> Path:
+        folder = Path(self.root) / "_leases" if self._is_local else cache_folder() / "leases" / digest(self.root)[:16]
+        return made(folder) / f"{self._schema(dataset, table)}.{table.name}"
 
     @property
     def _is_local(self) -> bool:
@@ -85,25 +89,27 @@ class Store:
 
     def history(self, dataset: str, table: Table) -> list[Commit]:
         """All versions that are still known, newest first."""
-        log = self._log(dataset, table)
-        newest = max((path.name for path in log.glob("*.json")), default="") if log else ""
-        if not newest:
-            return self._history(dataset, table)
-        # Read again only when the log on disk has grown: asked for at every look at every table.
-        known = self._histories.get(str(log))
-        if known is None or known[0] != newest:
-            known = self._histories[str(log)] = (newest, self._history(dataset, table))
-        return known[1]
-
-    def _log(self, dataset: str, table: Table) -> Path | None:
-        """The table's log on a local disk; None elsewhere."""
-        return Path(self.root) / self._schema(dataset, table) / table.name / "_delta_log" if self._is_local else None
-
-    def _history(self, dataset: str, table: Table) -> list[Commit]:
+        if log := self._log(dataset, table):
+            # Read from the log: asked for at every look at every table, and a Spark command takes as long as a write.
+            return [self._commit(path) for path in sorted(log.glob(COMMITS), reverse=True)]
         # Sorted here: the command's own rows come without a Spark job.
         rows = self.spark.sql(f"DESCRIBE HISTORY {self.name(dataset, table)}").collect()
         commits = [Commit(int(r["version"]), r["operation"], _note(r["userMetadata"])) for r in rows]
         return sorted(commits, key=lambda commit: -commit.version)
+
+    def _commit(self, path: Path) -> Commit:
+        """What the file of one version says of itself (Delta's protocol, action commitInfo)."""
+        key = path, path.stat().st_mtime_ns  # the time, for a table that was removed and made anew
+        if key not in self._commits:
+            actions = (json.loads(line) for line in path.read_text().splitlines())
+            told: dict[str, Any] = next((action["commitInfo"] for action in actions if "commitInfo" in action), {})
+            note = _note(told.get("userMetadata"))
+            self._commits[key] = Commit(int(path.stem), told.get("operation", ""), note)
+        return self._commits[key]
+
+    def _log(self, dataset: str, table: Table) -> Path | None:
+        """The table's log on a local disk; None elsewhere."""
+        return Path(self.root) / self._schema(dataset, table) / table.name / "_delta_log" if self._is_local else None
 
     def read(self, dataset: str, table: Table, *, version: int | None = None, where: Slice | None = None) -> DataFrame:
         """A table, or a slice of it, at a pinned version."""
@@ -123,19 +129,28 @@ class Store:
         return self.read(dataset, table).schema
 
     def append_once(self, frame: DataFrame, dataset: str, table: Table, *, content: str, note: dict[str, Any]) -> None:
-        """Append rows in one commit, at most once per `content`.
+        """Append rows in one commit, at most once per `content`, whoever else appends at the same time.
 
-        Delta skips a commit whose (txnAppId, txnVersion) it has seen, whatever its rows: so the id names the content.
+        On a local disk a lock and the notes of earlier commits see to that. Elsewhere Delta does, which skips a commit
+        whose (txnAppId, txnVersion) it has seen: for that it computes the table's whole state, at twice a write's cost.
         """
-        app_id = digest(table.name, note.get("slice"), content)
-        self._write(frame, dataset, table, note, "append", {"txnAppId": app_id, "txnVersion": "0"})
+        id_ = digest(table.name, note.get("slice"), content)
+        if not self._is_local:
+            self._write(frame, dataset, table, note, "append", {"txnAppId": id_, "txnVersion": "0"})
+            return
+        with filelock.FileLock(f"{self._lease_stem(dataset, table)}.append.lock"):
+            if not any(commit.note.get("once") == id_ for commit in self.history(dataset, table)):
+                self._write(frame, dataset, table, {**note, "once": id_}, "append", {})
 
     def replace(self, frame: DataFrame, dataset: str, table: Table, *, where: Slice, note: dict[str, Any]) -> None:
         """Replace a slice (or all) of a table in one commit."""
-        # The transaction makes Delta commit, and keep the note, also where no row comes and none goes.
-        number = self.history(dataset, table)[0].version + 1
-        options = {"txnAppId": "replace", "txnVersion": str(number)}
-        options |= {"replaceWhere": predicate(where)} if where else {}
+        options = {"replaceWhere": predicate(where)} if where else {}
+        # Committed also where no row comes and none goes, since the note counts.
+        if self._is_local:
+            self.spark.conf.set("spark.databricks.delta.skipRecordingEmptyCommits", "false")
+        else:  # where settings may not be ours to change, a transaction makes Delta commit
+            number = self.history(dataset, table)[0].version + 1
+            options |= {"txnAppId": "replace", "txnVersion": str(number)}
         self._write(frame, dataset, table, note, "overwrite", options)
 
     def _write(
@@ -165,8 +180,7 @@ class Store:
 
         Raises UserError with the holder's host, process and start.
         """
-        schema = self._schema(dataset, table)
-        stem = made(self._lease_folder()) / f"{schema}.{table.name}"
+        stem = self._lease_stem(dataset, table)
         lock = filelock.FileLock(f"{stem}.lock")
         holder = Path(f"{stem}.holder")
         try:
@@ -174,7 +188,7 @@ class Store:
         except filelock.Timeout:
             who = holder.read_text() if holder.exists() else "an unknown process"
             raise UserError(
-                f"wanted to write {schema}.{table.name}; found it being written by {who}; fix: wait for it or stop it"
+                f"wanted to write {stem.name}; found it being written by {who}; fix: wait for it or stop it"
             ) from None
         try:
             holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")

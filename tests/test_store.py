@@ -2,11 +2,12 @@
 
 import multiprocessing
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from etl.stage import Table, UserError, content_hash, fold_hash, overlap, predicate
-from etl.store import Commit, Store, data_version
+from etl.store import Commit, Store, _note, data_version
 
 FRUIT = Table(
     "fruit",
@@ -25,10 +26,12 @@ def frame(store, *tuples):
     return store.spark.createDataFrame(list(tuples), "kind string, name string, grams int")
 
 
-@pytest.fixture
-def fruit(store) -> Store:
-    store.create("garden", FRUIT)
-    return store
+@pytest.fixture(params=["on a local disk", "elsewhere"])
+def fruit(store, request) -> Store:
+    """A table; elsewhere it is for the store, which then leaves to Delta what a lock and a look at the log do here."""
+    there = store if request.param == "on a local disk" else Store(store.spark, f"file://{store.root}")
+    there.create("garden", FRUIT)
+    return there
 
 
 def append(store, *tuples, content, **note):
@@ -67,6 +70,26 @@ def test_history_is_that_of_now_however_often_it_was_asked_for(fruit):
     other = Store(fruit.spark, fruit.root)
     append(other, ("apple", "by another process", 1), content="other")
     assert fruit.history("garden", FRUIT)[0].version == 13
+
+
+def test_a_log_on_a_local_disk_is_read_as_delta_reads_it(store):
+    store.create("garden", FRUIT)
+    append(store, ("apple", "gala", 150), content="a", slice={"kind": "apple"})
+    store.optimise("garden", FRUIT)
+    store.replace(frame(store), "garden", FRUIT, where={}, note={"slice": {}, "key": "k"})
+    told = store.spark.sql(f"DESCRIBE HISTORY {store.name('garden', FRUIT)}").collect()
+    wanted = [(row["version"], row["operation"], _note(row["userMetadata"])) for row in told]
+    found = [(commit.version, commit.operation, commit.note) for commit in store.history("garden", FRUIT)]
+    assert found == sorted(wanted, key=lambda commit: -commit[0])
+    assert found[0][2] == {"slice": {}, "key": "k"}
+
+
+def test_of_several_who_append_one_content_at_the_same_time_one_does(store):
+    store.create("garden", FRUIT)
+    with ThreadPoolExecutor(4) as pool:
+        others = [Store(store.spark, store.root) for _ in range(4)]
+        list(pool.map(lambda other: append(other, ("apple", "gala", 150), content="a"), others))
+    assert rows(store) == [("apple", "gala", 150)]
 
 
 def test_replacing_a_slice_leaves_the_others_and_old_versions(fruit):
