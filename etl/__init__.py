@@ -2,7 +2,7 @@
 
     ingest      files                      -> inputs, pairs      one row per pair, pointing into a tar shard
     signals     pairs                      -> signals            language, length, shape
-    dedup       pairs                      -> duplicates         groups of same bytes, same perceptual hash
+    dedup       pairs                      -> duplicates         groups of same URL, bytes, near hashes, near captions
     decontaminate  pairs, evaluation pairs -> contaminated       pairs seen in an evaluation set
     embed       pairs                      -> embeddings         GPU: vectors, once per encoder version
     image_signals  pairs                   -> image_signals      what a vision model says, in the pass of embed

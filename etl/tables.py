@@ -108,10 +108,10 @@ DUPLICATES = Table(
     key=("method", "uid"),
     sliced_by=("method",),
     ddl="""
-    method STRING NOT NULL COMMENT 'sha256: same bytes; phash: same perceptual hash',
-    uid STRING NOT NULL COMMENT 'a member of a group of two or more',
+    method STRING NOT NULL COMMENT 'url_text: same URL and caption; sha256: same bytes; phash, minhash: near ones',
+    uid STRING NOT NULL COMMENT 'a member of a group of two or more, which any chain of duplicates joins',
     group_uid STRING NOT NULL COMMENT 'smallest uid of the group',
-    distance FLOAT NOT NULL COMMENT 'to the group, in the unit of the method: bits for phash, 0 for sha256'
+    distance FLOAT NOT NULL COMMENT 'to the pair group_uid: bits for phash, 1 - Jaccard for minhash, 0 of the others'
     """,
     checks=_UID,
 )

@@ -67,7 +67,7 @@ def test_groups_by_rounds_are_those_of_union_find(spark, monkeypatch, partitions
     for module in (etl.skew, etl.components):
         monkeypatch.setattr(module, "MANY", 20)
     edges = random.Random(partitions).sample(shapes(), len(shapes()))
-    found = components(spark.createDataFrame(edges, EDGES).repartition(partitions), few=10)
+    found = components(spark.createDataFrame(edges, EDGES).repartition(partitions), few=150)
     assert found.columns == ["uid", "group_uid"]
     assert rows_of(found) == union_find(edges)
 
@@ -83,8 +83,8 @@ def test_a_chain_of_a_thousand_links_takes_few_rounds(spark, monkeypatch):
     edges, rounds = chain(1000, seed=1), []
     choose = etl.components._choices
     monkeypatch.setattr(etl.components, "_choices", lambda *args: rounds.append(1) or choose(*args))
-    assert rows_of(components(spark.createDataFrame(edges, EDGES), few=50)) == union_find(edges)
-    assert 3 <= len(rounds) <= 7
+    assert rows_of(components(spark.createDataFrame(edges, EDGES), few=100)) == union_find(edges)
+    assert 2 <= len(rounds) <= 6
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))

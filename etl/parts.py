@@ -1,0 +1,96 @@
+"""Many small keys shuffled as few rows: each task sorts its keys into parts, and a part is found in one place again.
+
+Spark spends about a microsecond on a row that it shuffles; dedup has a row for each band of each hash. So a row here is
+the keys that one task has for one part, as bytes. Touches the frames that it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pyspark.sql import DataFrame
+
+from etl.stage import tasks
+
+Numbers = npt.NDArray[np.uint64]
+Scatter = Callable[[pa.Table], Iterator[tuple[int, Numbers]]]
+"""Rows -> (part, values_CN): N entries of C numbers each."""
+Find = Callable[[int, Numbers], tuple[Numbers, Numbers]]
+"""(part, values_CN of all rows) -> links (from, to)."""
+SCATTER_ROWS = 200_000
+"""Rows that a task sorts into parts at a time."""
+PART_ENTRIES = 2_000_000
+"""Entries of a part, about: 16 to 32 MB, and as much again to sort them."""
+PARTS_PER_TASK = 8
+PARTS = "part int, num_columns int, entries binary"
+LINKS = "id_a bigint, id_b bigint"
+
+
+def slices(num_rows: int) -> int:
+    """Into how many parts a band of so many rows is cut."""
+    return -(-num_rows // PART_ENTRIES) or 1
+
+
+def sliced(keys_N: Numbers, num_slices: int) -> npt.NDArray[np.int64]:
+    """The slice of each key, 0 to num_slices - 1: equal keys are in one."""
+    mixed = keys_N * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(32)
+    return (mixed % np.uint64(num_slices)).astype(np.int64)
+
+
+def links_within_parts(rows: DataFrame, scatter: Scatter, find: Find, num_parts: int) -> DataFrame:
+    """(id_a, id_b): what `find` finds in each part of what `scatter` makes of the rows.
+
+    A task holds one part at a time, and the parts are spread by a hash of their number.
+    """
+    num_tasks = max(tasks(None, rows), -(-num_parts // PARTS_PER_TASK))
+    # Python: bytes are sorted by numpy, a hundred times as fast as rows.
+    scattered = rows.mapInArrow(_scattered(scatter), PARTS)
+    placed = scattered.repartition(num_tasks, "part").sortWithinPartitions("part")
+    # Python: candidates are compared by a kernel over arrays.
+    return placed.mapInArrow(_found(find), LINKS)
+
+
+def _scattered(scatter: Scatter) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+    def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for table in _tables(batches):
+            rows = [(part, len(values_CN), values_CN.tobytes()) for part, values_CN in scatter(table)]
+            columns = zip(*rows, strict=True) if rows else ((),) * 3
+            kinds = (pa.int32(), pa.int32(), pa.binary())
+            yield pa.record_batch([pa.array(c, k) for c, k in zip(columns, kinds, strict=True)],
+                                  names=["part", "num_columns", "entries"])  # fmt: skip
+
+    return run
+
+
+def _tables(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Batches put together to SCATTER_ROWS rows or more."""
+    waiting: list[pa.RecordBatch] = []
+    for batch in batches:
+        if not len(batch):
+            continue
+        waiting.append(batch)
+        if sum(map(len, waiting)) >= SCATTER_ROWS:
+            yield pa.Table.from_batches(waiting).combine_chunks()
+            waiting = []
+    if waiting:
+        yield pa.Table.from_batches(waiting).combine_chunks()
+
+
+def _found(find: Find) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+    def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for part, rows in groupby(_rows(batches), key=lambda row: row["part"]):
+            pieces = [np.frombuffer(row["entries"], np.uint64).reshape(row["num_columns"], -1) for row in rows]
+            ends = find(part, np.concatenate(pieces, axis=1))
+            yield pa.record_batch([pa.array(end.view(np.int64)) for end in ends], names=["id_a", "id_b"])
+
+    return run
+
+
+def _rows(batches: Iterator[pa.RecordBatch]) -> Iterator[dict[str, Any]]:
+    for batch in batches:
+        yield from batch.to_pylist()

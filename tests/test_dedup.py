@@ -1,0 +1,251 @@
+"""The dedup ladder against plain Python: groups by each method, over partitions and orders, a third in one group."""
+
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers import frame, rows_of, schema_of, uid
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_components import union_find
+from test_models_minhash import captions, flipped, share
+
+import etl.components
+import etl.groups
+import etl.near
+import etl.parts
+import etl.skew
+from etl import urls
+from etl.config import load
+from etl.stage import UserError
+from etl.stages import dedup
+from etl.stages.dedup import METHODS, Config
+from etl.tables import DUPLICATES, PAIRS
+
+ALL = Config(methods=METHODS)
+
+
+# --- the whole ladder
+
+
+def reference(pairs: list[dict], config: Config) -> list[tuple]:
+    """What `duplicates` must be, by all pairs of values. Texts and URLs of `pairs` are canonical as they are."""
+    found = []
+    for method in config.methods:
+        rows = [(row["uid"], value_of(row, method)) for row in pairs]
+        members: dict = {}
+        for one, value in rows:
+            if value is not None:
+                members.setdefault(value, []).append(one)
+        values = sorted(members, key=str)
+        edges = [(members[v][0], other) for v in values for other in members[v][1:]]
+        edges += [(members[a][0], members[b][0]) for n, a in enumerate(values) for b in values[:n]
+                  if is_near(a, b, method, config)]  # fmt: skip
+        value = dict(rows)
+        found += [(method, one, group, float(np.float32(distance(value[one], value[group], method))))
+                  for one, group in union_find(edges)]  # fmt: skip
+    return sorted(found)
+
+
+def value_of(row: dict, method: str):
+    if row["status"] not in (("ok", "metadata_only") if method in ("url_text", "minhash") else ("ok",)):
+        return None
+    if method == "url_text":
+        return None if None in (row.get("url"), row.get("text")) else (row["url"], row["text"])
+    if method == "minhash":
+        return row["text"] if (row.get("text") or "").strip() else None
+    return row.get(method)
+
+
+def distance(one, other, method: str) -> float:
+    if method == "phash":
+        return ((one ^ other) & (2**64 - 1)).bit_count()
+    return 1 - share(one, other) if method == "minhash" else 0.0
+
+
+def is_near(one, other, method: str, config: Config) -> bool:
+    if method == "phash":
+        return distance(one, other, method) <= config.max_distance_bits
+    return method == "minhash" and share(one, other) >= config.min_jaccard - 1e-9
+
+
+def signed(bits: int) -> int:
+    return bits - (1 << 64) if bits >> 63 else bits
+
+
+def pool() -> list[dict]:
+    """600 pairs: a third share all values, a tenth has none; chains, copies and near ones of others; odd statuses."""
+    draw = random.Random(11)
+    texts = [f"{one} {other}" for one, other in zip(captions(600, seed=12), captions(600, seed=13), strict=True)]
+    rows = [{"uid": uid(n), "status": "ok", "sha256": f"{n:064x}", "phash": signed(draw.getrandbits(64)),
+             "url": f"example.com/{n}", "text": text}
+            for n, text in zip(draw.sample(range(5000), 600), texts, strict=True)]  # fmt: skip
+    for n, row in enumerate(rows):
+        before = rows[draw.randrange(n)] if n and n % 3 == 0 else rows[440 + draw.randrange(60)]
+        if n < 200:
+            row |= {name: rows[0][name] for name in ("sha256", "phash", "url", "text")}
+        elif n < 260:
+            row |= dict.fromkeys(("sha256", "phash", "url", "text"))
+        elif n < 400 and None not in (
+            before["phash"],
+            before["text"],
+        ):  # a chain: near one that may be near another
+            row["phash"] = signed(flipped(draw, before["phash"] & (2**64 - 1), 4))
+            row["text"] = before["text"] + draw.choice(["", "x", "yz"])
+        elif n < 440:
+            row |= {name: before[name] for name in draw.sample(("sha256", "url", "text"), 2)}
+        row["status"] = draw.choice(["ok"] * 8 + ["metadata_only", "decode_error"])
+    rows[500]["text"], rows[501]["text"], rows[502]["text"] = "", " \t", ""  # blank captions are not merged
+    return rows
+
+
+@pytest.fixture(scope="module")
+def expected() -> list[tuple]:
+    return reference(pool(), ALL)
+
+
+@pytest.mark.parametrize("partitions", [1, 4, 13])
+def test_the_ladder_is_the_reference(spark, monkeypatch, expected, partitions):
+    """Values of more than 50 rows are heavy; large buckets are split; a band is cut into several parts."""
+    for module in (etl.skew, etl.components, etl.groups):
+        monkeypatch.setattr(module, "MANY", 50)
+    monkeypatch.setattr(etl.parts, "PART_ENTRIES", 150)
+    found = dedup.transform(frame(spark, PAIRS, pool(), partitions), config=ALL)
+    assert found.columns == schema_of(DUPLICATES).names
+    assert {row[0] for row in expected} == set(METHODS)
+    assert max(row[3] for row in expected if row[0] == "phash") > ALL.max_distance_bits  # a chain
+    assert rows_of(found) == expected
+
+
+def test_nothing_to_find(spark):
+    alone = frame(spark, PAIRS, [{"uid": uid(1), "status": "ok", "text": "one", "phash": 1, "sha256": "a", "url": "u"}])
+    assert rows_of(dedup.transform(alone, config=ALL)) == []
+    assert rows_of(dedup.transform(alone.limit(0), config=ALL)) == []
+
+
+# --- what a config may say
+
+
+@pytest.mark.parametrize(
+    "setting", ["methods=[]", "methods=[minihash]", "max_distance_bits=13", "max_distance_bits=-1", "min_jaccard=0",
+                "min_jaccard=1.5", "max_distance=4"],
+)  # fmt: skip
+def test_a_wrong_setting_is_refused_before_spark(setting):
+    with pytest.raises(UserError, match=r"stages\.dedup"):
+        load(["tiny"], [f"stages.dedup.{setting}"])
+
+
+@pytest.mark.parametrize("by", METHODS)
+def test_a_rule_can_name_every_method(by):
+    config = load(["tiny"], [f"stages.selection.unique={{by: [{by}], keep: largest_image}}"])
+    assert config.stages.selection.unique.by == (by,)
+
+
+# --- URLs and captions that are the same for people
+
+URLS = {
+    "https://Example.COM/a/b.jpg": "example.com/a/b.jpg",
+    "http://example.com:80/a/b.jpg#top": "example.com/a/b.jpg",
+    "https://user:secret@example.com:443/a/b.jpg?": "example.com/a/b.jpg",
+    "http://example.com:8080/a": "example.com:8080/a",
+    "https://example.com/A/": "example.com/A",
+    "https://example.com": "example.com",
+    "HTTPS://example.com/?": "example.com",
+    "https://example.com/a?utm_source=x&id=7&fbclid=y": "example.com/a?id=7",
+    "https://example.com/a?b=1&a=2": "example.com/a?b=1&a=2",
+    "https://example.com/a?utm_source": "example.com/a",
+    "https://example.com?x=http://other.org/#f": "example.com?x=http://other.org/",
+    " https://example.com/a ": "example.com/a",
+    "ftp://Example.com/a#b": "ftp://Example.com/a#b",
+    "not a url": "not a url",
+    "": None,
+    " ": None,
+    None: None,
+}
+
+
+def test_canonical_urls_and_normal_texts(spark):
+    given = spark.createDataFrame([(n, url) for n, url in enumerate(URLS)], "n int, url string")
+    found = given.select("n", urls.canonical_url("url")).collect()
+    assert [row[1] for row in sorted(found)] == list(URLS.values())
+    texts = spark.createDataFrame([(" A\tb\n\n ÉC ", "u"), (None, "u"), ("a", None)], "text string, url string")
+    assert [row[0] for row in texts.select(urls.normal_text("text")).collect()] == ["a b éc", None, "a"]
+    assert [row[0] is None for row in texts.select(urls.url_text("url", "text")).collect()] == [False, True, True]
+
+
+# --- buckets
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 12)), max_size=40), st.integers(1, 6))
+def test_all_pairs_of_small_buckets_and_a_few_of_each_entry_of_large_ones(entries, all_pairs):
+    keys, ids = (np.array([entry[n] for entry in entries], np.uint64) for n in (0, 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(etl.near, "ALL_PAIRS", all_pairs)
+        found = set(zip(*(ends.tolist() for ends in etl.near.bucket_pairs(keys, ids)), strict=True))
+    expected = set()
+    for key in set(keys.tolist()):
+        bucket = sorted(one for k, one in entries if k == key)
+        expected |= {(a, b) for m, b in enumerate(bucket) for n, a in enumerate(bucket[:m])
+                     if a != b and (m - n <= all_pairs or n == 0)}  # fmt: skip
+    assert found == expected
+
+
+# --- skew, measured by Spark
+
+MANY_ROWS = """
+import sys
+from pyspark.sql import functions as F
+from etl.session import session
+from etl.stages import dedup
+conf = {"spark.eventLog.enabled": "true", "spark.eventLog.dir": sys.argv[1], "spark.eventLog.compress": "false",
+        "spark.eventLog.rolling.enabled": "false", "spark.sql.shuffle.partitions": "8",
+        "spark.sql.adaptive.coalescePartitions.enabled": "false"}
+spark = session("skew", master="local[2]", conf=conf)
+n, number = F.col("id"), F.when(F.col("id") % 10 < 3, F.lit(-1)).otherwise(F.col("id") - F.col("id") % 2)
+word = F.concat(F.lit("a caption about "), F.md5(number.cast("string")))
+pairs = spark.range(0, 400_000, 1, 8).select(
+    F.md5(n.cast("string")).alias("uid"), F.lit("ok").alias("status"), F.md5(number.cast("string")).alias("sha256"),
+    F.xxhash64(number).alias("phash"), word.alias("text"), F.concat(F.lit("https://example.com/"), word).alias("url"))
+pairs.write.parquet(sys.argv[2])
+found = dedup.transform(spark.read.parquet(sys.argv[2]), config=dedup.Config(methods=dedup.METHODS))
+found.write.parquet(sys.argv[3])
+spark.stop()
+"""
+
+
+@pytest.mark.slow
+def test_no_task_gets_a_third_of_all_rows(tmp_path):
+    """F15: 30 % of 400,000 rows in one group; the slowest task of each stage under 4x its median, in CPU time."""
+    import pandas as pd
+
+    places = [tmp_path / name for name in ("events", "pairs", "found")]
+    places[0].mkdir()
+    command = [sys.executable, "-c", MANY_ROWS, *map(str, places)]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": "."}, capture_output=True)
+    tasks: dict[int, list[dict]] = {}
+    for line in next(places[0].iterdir()).read_text().splitlines():
+        event = json.loads(line)
+        if event["Event"] == "SparkListenerTaskEnd" and "Task Metrics" in event:
+            tasks.setdefault(event["Stage ID"], []).append(event["Task Metrics"])
+    worst = []
+    for stage, metrics in tasks.items():
+        seconds = [task["Executor CPU Time"] / 1e9 for task in metrics]
+        if len(seconds) >= 8 and statistics.median(seconds) > 0.05:
+            worst.append((max(seconds) / statistics.median(seconds), stage, len(seconds), max(seconds)))
+    assert len(worst) >= 4
+    assert max(worst)[0] < 4, sorted(worst)[-5:]
+    pairs, found = (pd.read_parquet(place) for place in places[1:])
+    for method, column in (("sha256", "sha256"), ("phash", "phash"), ("minhash", "text"), ("url_text", "text")):
+        group = pairs.groupby(column)["uid"]
+        expected = pairs.assign(group_uid=group.transform("min"))[group.transform("size") > 1]
+        mine = found[found["method"] == method]
+        ours = mine.sort_values("uid")[["uid", "group_uid"]].reset_index(drop=True)
+        theirs = expected.sort_values("uid")[["uid", "group_uid"]].reset_index(drop=True)
+        assert (mine["distance"] == 0).all()
+        pd.testing.assert_frame_equal(ours, theirs)
