@@ -9,7 +9,7 @@ SHELL := /bin/bash
 UV_VERSION := 0.13.9
 VENV := .venv
 STAMP := $(VENV)/.set-up
-BENCH_PARTS := encode select filters train datacomp
+BENCH_PARTS := encode select dedup filters train datacomp
 # PYTHON=/path/to/python3.11 overrides the search; PART, DEVICE, NAMES and ARGS are for bench, corpora and the rest.
 PYTHON ?=
 PART ?=
@@ -115,7 +115,7 @@ define ZIP
 import pathlib, sys, zipfile
 out = pathlib.Path(sys.argv[1])
 out.parent.mkdir(parents=True, exist_ok=True)
-files = sorted(p for d in ("etl", "models") for p in pathlib.Path(d).rglob("*") if p.is_file() and p.suffix != ".pyc")
+files = sorted(p for d in ("etl", "models") for p in pathlib.Path(d).rglob("*") if p.is_file() and "__pycache__" not in p.parts)
 with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:  # stored, in order, one date: same code, same bytes
     for path in files:
         archive.writestr(zipfile.ZipInfo(path.as_posix(), (1980, 1, 1, 0, 0, 0)), path.read_bytes())

@@ -1,0 +1,225 @@
+"""Part `dedup`: near-duplicate captions and images, at scale. `make bench PART=dedup`; --quick: a twentieth or less.
+
+Rows (of the whole process tree; the session is started before):
+
+    minhash_kernel_vs_datasketch  band keys of 128 hashes over 5-byte shingles, captions / CPU s: against MinHash.bulk
+    minhash_vs_datasketch         a million captions from parquet to written groups, under Spark: against datasketch's
+                                  MinHash.bulk, MinHashLSH at its own settings, and groups in one process
+    phash_over_decode             CPU seconds of scanning shards with the perceptual hash / without
+    dedup_10m_vs_1m               CPU seconds of the rungs sha256 and phash over synthetic hashes: 30 % of the rows in
+    dedup_50m_vs_10m              groups, whose sizes fall as a power; half of them a bit away from the others
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+import models.images
+from etl.shards import scan
+from etl.stages import dedup
+from models import minhash
+from tests.bench import data, ours
+from tests.bench.measure import OUT, MissingError, Rates, Ratio, Side, against, compare, interleaved, report, say
+
+MIN_JACCARD = 0.8
+PEER_CAPTIONS = 100_000
+"""Of which datasketch's rate is taken, with more it falls a little: its tables grow out of the caches."""
+
+
+@dataclass(frozen=True)
+class Size:
+    captions: int
+    photos: int
+    hashes: tuple[int, ...]
+    repetitions: int
+
+
+WHOLE = Size(1_000_000, 2_000, (1_000_000, 10_000_000, 50_000_000), 3)
+QUICK = Size(50_000, 200, (50_000, 500_000), 1)
+SCALES = ("dedup_10m_vs_1m", "<= 12"), ("dedup_50m_vs_10m", "<= 6")
+
+
+def captions(number: int) -> Path:
+    """Parquet of (uid, status, text): composed captions, a fifth of them another one with a word changed. Made once."""
+    path = OUT / "data" / f"captions-{number}.parquet"
+    if not path.exists():
+        say(f"making {number:,} captions")
+        draw, texts = random.Random(1), data.composed_captions(number)
+        for n in draw.sample(range(1, number), number // 5):
+            words = texts[draw.randrange(n)].split()
+            words[draw.randrange(len(words))] = str(draw.randrange(100))
+            texts[n] = " ".join(words)
+        uids = [f"{draw.getrandbits(128):032x}" for _ in texts]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table = pa.table({"uid": uids, "status": pa.array(["ok"] * number), "text": texts})
+        pq.write_table(table, path, row_group_size=100_000)
+    return path
+
+
+def caption_rows(spark: SparkSession, size: Size) -> list[Ratio]:
+    path = captions(size.captions)
+    texts = pq.read_table(path, columns=["text"]).column("text").combine_chunks()
+    bands, few = minhash.banding(MIN_JACCARD), texts.to_pylist()[: min(PEER_CAPTIONS, size.captions)]
+
+    def kernel() -> float:
+        minhash.band_keys(texts, bands)
+        return float(len(texts))
+
+    def peer_kernel() -> float:
+        _peer().MinHash.bulk([shingles(text) for text in few[:5_000]], num_perm=minhash.NUM_HASHES)
+        return float(len(few[:5_000]))
+
+    def whole() -> float:
+        found = dedup.transform(spark.read.parquet(str(path)), config=dedup.Config(methods=("minhash",)))
+        found.write.mode("overwrite").parquet(str(_out("captions")))
+        return float(size.captions)
+
+    unit = "captions / CPU s"
+    rates, missing = interleaved({"ours": kernel, "datasketch": peer_kernel}, repetitions=max(size.repetitions, 3))
+    row = ("minhash_kernel_vs_datasketch", unit, ">= 100")
+    made = [against(rates, missing, "ours", "datasketch", row, f"{bands.num_bands} bands of {bands.num_rows}")]
+    rates, missing = interleaved({"ours": whole, "datasketch": lambda: peer(few)}, repetitions=size.repetitions)
+    found = spark.read.parquet(str(_out("captions"))).count()
+    note = f"{found:,} of {size.captions:,} in groups; datasketch on {len(few):,}"
+    row = ("minhash_vs_datasketch", unit, ">= 20")
+    return [*made, against(rates, missing, "ours", "datasketch", row, note)]
+
+
+def shingles(text: str) -> list[bytes]:
+    """As the kernel has them, but for blanks: composed captions have single ones."""
+    whole = text.lower().encode()
+    return [whole[n : n + 5] for n in range(max(len(whole) - 4, 1))]
+
+
+def peer(texts: list[str]) -> float:
+    """datasketch as its documentation has it: keys, one index, each caption asked for its like; groups."""
+    datasketch = _peer()
+    index = datasketch.MinHashLSH(threshold=MIN_JACCARD, num_perm=minhash.NUM_HASHES)
+    hashes = datasketch.MinHash.bulk([shingles(text) for text in texts], num_perm=minhash.NUM_HASHES)
+    parents = list(range(len(texts)))
+
+    def root(n: int) -> int:
+        while parents[n] != n:
+            n = parents[n]
+        return n
+
+    for n, one in enumerate(hashes):
+        for other in index.query(one):
+            if one.jaccard(hashes[other]) >= MIN_JACCARD:
+                low, high = sorted((root(n), root(other)))
+                parents[high] = low
+        index.insert(n, one)
+    return float(len(texts))
+
+
+def _peer():
+    try:
+        import datasketch
+    except ImportError as error:
+        raise MissingError(str(error)) from None
+    return datasketch
+
+
+def photo_rows(spark: SparkSession, size: Size) -> list[Ratio]:
+    folder = data.build(size.photos).folder
+
+    def scanned() -> float:
+        return float(sum(1 for shard in sorted(folder.glob("*.tar")) for _ in scan(str(shard))))
+
+    def without_hash() -> float:
+        own = models.images.imagehash.phash
+        constant = own(models.images.Image.new("L", (8, 8)))
+        models.images.imagehash.phash = lambda image: constant
+        try:
+            return scanned()
+        finally:
+            models.images.imagehash.phash = own
+
+    rates, _ = interleaved({"with": scanned, "without": without_hash}, repetitions=max(size.repetitions, 3))
+    taken = [[1e3 / rate for rate in rates[name]] for name in ("with", "without")]
+    return [compare("phash_over_decode", *taken, "CPU ms / image", "<= 1.05", "512x384 JPEGs, one process, no Spark")]
+
+
+def hashes(spark: SparkSession, number: int) -> Path:
+    """Parquet of (uid, status, sha256, phash). Made once."""
+    out = OUT / "data" / f"hashes-{number}"
+    if not (out / "_SUCCESS").exists():
+        say(f"making {number:,} hashes")
+
+        def drawn(salt: int) -> F.Column:
+            return F.pmod(F.xxhash64("id", F.lit(salt)), F.lit(1 << 20)) / float(1 << 20)
+
+        # Group g has a share of the rows that falls as g^(-2/3): the first of 10^6 groups 1 %, the last two rows.
+        group = F.when(drawn(1) < 0.3, F.floor(F.pow(drawn(2), 3) * (number / 10))).otherwise(-F.col("id") - 1)
+        bit = F.when(drawn(3) < 0.5, F.lit(0).cast("bigint")).otherwise(
+            F.expr("shiftleft(1L, cast(pmod(xxhash64(id, 4), 64) as int))")
+        )
+        phash = F.xxhash64(group.cast("bigint")).bitwiseXOR(bit)
+        rows = spark.range(0, number, 1, max(2, number // 2_000_000)).select(
+            F.md5(F.col("id").cast("string")).alias("uid"), F.lit("ok").alias("status"),
+            F.sha2(phash.cast("string"), 256).alias("sha256"), phash.alias("phash"),
+        )  # fmt: skip
+        rows.write.mode("overwrite").parquet(str(out))
+    return out
+
+
+def scale_rows(spark: SparkSession, size: Size) -> list[Ratio]:
+    taken: list[tuple[int, Rates, str]] = []
+    for number in size.hashes:
+        side = _dedup(spark.read.parquet(str(hashes(spark, number))))
+        rates, _ = interleaved({f"{number:,} hashes": side}, repetitions=1 if number > 10**6 else size.repetitions)
+        seconds = [1 / rate for rate in next(iter(rates.values()))]
+        written = spark.read.parquet(str(_out("hashes"))).groupBy("method").count().collect()
+        taken.append((number, seconds, ", ".join(f"{row['count']:,} by {row['method']}" for row in sorted(written))))
+    return [
+        compare(name, now[1][:1], before[1][:1], "CPU seconds", goal, f"{now[0]:,} rows, {now[2]}")
+        for (name, goal), before, now in zip(SCALES, taken, taken[1:], strict=False)
+    ]
+
+
+def _dedup(rows: DataFrame) -> Side:
+    def run() -> float:
+        dedup.transform(rows, config=dedup.Config()).write.mode("overwrite").parquet(str(_out("hashes")))
+        return 1.0
+
+    return run
+
+
+def _out(name: str) -> Path:
+    return OUT / "data" / f"dedup-{name}"
+
+
+PARTS: dict[str, Callable[[SparkSession, Size], list[Ratio]]] = {
+    "captions": caption_rows,
+    "photos": photo_rows,
+    "scale": scale_rows,
+}
+"""Each gives rows; --only NAME runs one."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="tests.bench.dedup", description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="a twentieth of the rows or less: to see that all runs")
+    parser.add_argument("--only", choices=tuple(PARTS), action="append", help="these rows alone")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="for other parts")
+    given = parser.parse_args()
+    spark = ours.spark_session("local[2]")
+    size = QUICK if given.quick else WHOLE
+    rows = [row for name, part in PARTS.items() if not given.only or name in given.only for row in part(spark, size)]
+    for name in ("captions", "hashes"):
+        shutil.rmtree(_out(name), ignore_errors=True)
+    report("dedup-quick" if given.quick or given.only else "dedup", rows)
+
+
+if __name__ == "__main__":
+    main()
