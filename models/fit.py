@@ -55,8 +55,15 @@ def clusters(pool_NE: Float32, targets_TE: Float32, num_clusters: int, seed: int
             f"wanted at least {num_clusters} images of the pool and a target; "
             f"found {len(pool_NE)} and {len(targets_TE)}"
         )
-    centres_CE, _ = cluster.vq.kmeans2(pool_NE, num_clusters, iter=KMEANS_ROUNDS, minit="points", seed=seed)
-    return Clusters(centres_CE.astype(np.float32), mark_targets(centres_CE, targets_TE))
+    centres_CE = centres(pool_NE, num_clusters, seed)
+    return Clusters(centres_CE, mark_targets(centres_CE, targets_TE))
+
+
+def centres(vectors_NE: Float32, num_clusters: int, seed: int) -> Float32:
+    """Cluster centres by k-means, float32, shape CE."""
+    centres_CE, _ = cluster.vq.kmeans2(vectors_NE, num_clusters, iter=KMEANS_ROUNDS, minit="points", seed=seed)
+    found_CE: Float32 = centres_CE.astype(np.float32)
+    return found_CE
 
 
 def mark_targets(centres_CE: Float32, targets_TE: Float32) -> NDArray[np.uint8]:
