@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from etl import ask as ask  # its commands join the app when it is imported
+from etl import evalset_command as evalset_command
 from etl import evaluate_command as evaluate_command
 from etl import train_command as train_command
 from etl.cli import PARTIAL, Conf, Dataset, Json, Quiet, Set, State, app, configured, dataset_of, samples
@@ -46,8 +47,8 @@ def run(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Bring stages up to date: ingest, signals, dedup, decontaminate, and embed, or features where vectors came with
-    the release. What is up to date is not done again."""
+    """Bring stages up to date: ingest, signals, dedup, decontaminate, embed (or features, where vectors came with the
+    release), and what looks for copies by vectors. What is up to date is not done again."""
     from etl.project import BEFORE_FILTERS
 
     if unknown := set(stage) - set(BEFORE_FILTERS):

@@ -18,6 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from etl.corpora import CorpusSpec
 from etl.encoder_config import EncoderConfig as EncoderConfig
+from etl.evalsets import EvalSetsConfig
 from etl.filter_specs import FilterSpec, problem
 from etl.guard import GuardConfig
 from etl.layers import layered, merge
@@ -163,6 +164,7 @@ class Config(StageConfig):
     storage: Options = pydantic.Field(default={})
     """Protocol -> options of fsspec's file system, such as {s3: {endpoint_url: URL, anon: true}}. No credentials."""
     datasets: dict[Annotated[str, pydantic.Field(pattern=r"^\w+$")], DatasetConfig] = pydantic.Field(default={})
+    evalsets: EvalSetsConfig = EvalSetsConfig()
     encoder: EncoderConfig = EncoderConfig()
     """Whose vectors filters and models are trained on."""
     more_encoders: dict[str, EncoderConfig] = pydantic.Field(default={})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pyspark.sql import DataFrame
@@ -14,6 +15,7 @@ from etl.stages import listed
 from etl.store import Store
 from etl.tables import CONTAMINATED, DUPLICATES, EMBEDDINGS, IMAGE_SIGNALS, PAIRS, SCORES, SIGNALS
 
+CLOSEST = ("sha256", "phash", "semantic")
 SHOWN: tuple[tuple[Table, tuple[str, ...]], ...] = (
     (PAIRS, ("status", "status_reason", "url", "text", "source", "shard", "image_format", "width_px", "height_px")),
     (SIGNALS, ("language", "language_confidence", "num_words", "num_chars", "aspect_ratio")),
@@ -25,16 +27,22 @@ SHOWN: tuple[tuple[Table, tuple[str, ...]], ...] = (
 )
 
 
+def _closeness(row: Mapping[str, Any]) -> tuple[int, float, str]:
+    """Order of rows of `contaminated`, the closest first: units differ, so by method before distance."""
+    return CLOSEST.index(row["method"]), row["distance"], row["eval_set"]
+
+
 def explain(store: Store, dataset: str, uid: str) -> dict[str, Any]:
     """Table -> its rows of the pair; `selections` -> selection -> kept, or what spoke against it.
 
-    Raises UserError where no pair has the uid.
+    Evaluation sets come with the closest first. Raises UserError where no pair has the uid.
     """
     found: dict[str, Any] = {}
     for table, columns in SHOWN:
         if store.exists(dataset, table):
             rows = store.read(dataset, table).where(F.col("uid") == uid).select(*columns).collect()
             found[table.name] = [{k: v for k, v in row.asDict().items() if v is not None} for row in rows]
+    found[CONTAMINATED.name] = sorted(found.get(CONTAMINATED.name, []), key=_closeness)
     if not found.get(PAIRS.name):
         raise UserError(f"wanted a uid of {dataset}; found no pair {uid}; fix: 32 lower-case hex digits, as in `pairs`")
     found["selections"] = {
@@ -65,6 +73,10 @@ def _verdict(store: Store, dataset: str, uid: str, receipt: dict[str, Any]) -> s
     if not rows:
         return "not in the pool then"
     row = rows[0]
+    if row["verdict"] == "contaminated":
+        seen = inputs["contaminated"].where(F.col("uid") == uid).collect()
+        closest = min((r.asDict() for r in seen), key=_closeness)
+        return f"contaminated ({closest['method']} of {closest['eval_set']}, distance {closest['distance']:.4g})"
     if row["verdict"] != "eligible":
         return str(row["verdict"])
     if replay.config.keep.soft_cap:

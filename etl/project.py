@@ -13,7 +13,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from etl import corpora
+from etl import corpora, evalsets
 from etl.config import Config, DatasetConfig, folder_of
 from etl.encoders import encoder_folder, image_model, naming
 from etl.job import Progress, StageRun
@@ -21,7 +21,7 @@ from etl.lanes import TIMINGS
 from etl.run import Runner
 from etl.session import session
 from etl.stage import Slice, Stage, StageConfig, Table, UserError
-from etl.stages import STAGES, embed, image_signals
+from etl.stages import STAGES, decontaminate_semantic, embed, image_signals
 from etl.stages.features import without_npz
 from etl.storage import use
 from etl.store import Store
@@ -30,7 +30,10 @@ from models.filters import check_encoder, save_filter
 from models.records import RECORD, FilterRecord, VectorsRecord
 
 Say = Callable[[str], None]
-BEFORE_FILTERS = ("ingest", "signals", "dedup", "decontaminate", "embed", "image_signals", "face_boxes", "features")
+BEFORE_FILTERS = (
+    "ingest", "signals", "dedup", "decontaminate", "embed", "image_signals", "face_boxes", "features", "dedup_semantic",
+    "decontaminate_semantic",
+)  # fmt: skip
 """Stages that need no filter: what `dfn run` does when none is named, without those that the config has no use for."""
 
 
@@ -59,7 +62,7 @@ class Project:
     @cached_property
     def runner(self) -> Runner:
         kinds = {name: dataset.kind for name, dataset in self.config.datasets.items()}
-        return Runner(self.store, kinds, self.on_progress)
+        return Runner(self.store, kinds, self.on_progress, evalsets.registered(self))
 
     @cached_property
     def encoder(self) -> tuple[VectorsRecord, Path]:
@@ -106,6 +109,8 @@ class Project:
         """
         if wanted := self._idle_stages.get(stage.name):
             raise UserError(f"stage {stage.name}: wanted {wanted}; found other; fix: configure it, or leave it out")
+        if stage is decontaminate_semantic.STAGE:
+            evalsets.embed_used(self)
         config = self._resolved(stage, dataset, settings or getattr(self.config.stages, stage.name))
         source = self.sources[dataset] if stage.listing else None
         parts = [(stage, config), *(self._same_pass(config, dataset) if stage is embed.STAGE else [])]
@@ -142,6 +147,9 @@ class Project:
         idle = {} if self.config.image_model else {"image_signals": "an image_model"}
         if not self.config.stages.face_boxes.column:  # type: ignore[attr-defined]
             idle["face_boxes"] = "stages.face_boxes.column, such as face_bboxes"
+        for name in ("dedup_semantic", "decontaminate_semantic"):
+            if not getattr(self.config.stages, name).is_on:
+                idle[name] = f"stages.{name}.is_on: true"
         if self.config.encoder.published:
             return idle | {"embed": "no encoder.published"}
         return idle | {"features": "encoder.published, such as datacomp_l14"}

@@ -160,7 +160,7 @@ class Exclude(StageConfig):
 class Unique(StageConfig):
     """One pair of each group of duplicates, of those that the rest of the rule would keep."""
 
-    by: tuple[Literal["url_text", "sha256", "phash", "minhash"], ...] = pydantic.Field(min_length=1)
+    by: tuple[Literal["url_text", "sha256", "phash", "minhash", "semantic"], ...] = pydantic.Field(min_length=1)
     """Methods of `duplicates`."""
     keep: Literal["smallest_uid", "largest_image"] | None = None
     """Which one; the smallest uid also among equals."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -31,10 +31,13 @@ class Pin:
     where: Slice
     version: int
     data_version: int
+    store: Store
+    is_registered: bool
+    """An evaluation set that every project shares, not a dataset of this one."""
 
     @property
     def label(self) -> str:
-        return f"{self.dataset}.{self.table.name}"
+        return f"{'evalsets.' if self.is_registered else ''}{self.dataset}.{self.table.name}"
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ class Runner:
     kinds: Mapping[str, str]
     """dataset -> its kind"""
     on_progress: Callable[[Progress], None] = lambda _: None
+    registered: Mapping[str, Store] = field(default_factory=dict)
+    """Evaluation set -> the store that has it for every project: read with the datasets of kind eval."""
 
     @cached_property
     def _recorded(self) -> set[tuple[str, str]]:
@@ -134,15 +139,20 @@ class Runner:
 
     def _pin(self, read: Read, dataset: str, config: StageConfig) -> list[Pin]:
         where = read.slice_of(config) if read.slice_of else slice_from(read.table, config)
-        pinned = []
-        for name in [n for n, kind in self.kinds.items() if kind in read.kinds] if read.kinds else [dataset]:
+        own = [name for name, kind in self.kinds.items() if kind in read.kinds] if read.kinds else [dataset]
+        shared = self.registered.items() if "eval" in read.kinds else ()
+        for name in own:
             self._create(name, read.table)
-            history = self.store.history(name, read.table)
-            pinned.append(Pin(name, read.table, where, history[0].version, data_version(history, where)))
+        pinned = []
+        for name, store in [*((name, self.store) for name in own), *shared]:
+            if store.exists(name, read.table):
+                history, is_shared = store.history(name, read.table), store is not self.store
+                newest, changed = history[0].version, data_version(history, where)
+                pinned.append(Pin(name, read.table, where, newest, changed, store, is_shared))
         return pinned
 
     def _read(self, read: Read, pins: list[Pin], dataset: str) -> DataFrame:
-        frames = [self.store.read(p.dataset, p.table, version=p.version, where=p.where) for p in pins]
+        frames = [p.store.read(p.dataset, p.table, version=p.version, where=p.where) for p in pins]
         if not read.kinds:
             return frames[0]
         if not frames:  # no dataset of these kinds: no rows

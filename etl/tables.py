@@ -7,32 +7,7 @@ count.
 from __future__ import annotations
 
 from etl.stage import Table
-
-STATUSES = {
-    "ok": "went through",
-    "metadata_only": "known by its metadata; its pixels have not come",
-    "duplicate_uid": "another row with this uid came first (earlier chunk, then smaller shard, then smaller offset)",
-    "missing_partner": "a caption or json without an image",
-    "missing_text": "an image without a caption",
-    "invalid_text": "the caption is not UTF-8",
-    "empty_file": "the image has zero bytes",
-    "not_an_image": "the bytes are not an image, whatever the name says",
-    "unsupported_format": "an image of a format outside the allow-list",
-    "too_many_pixels": "the header declares more pixels than the cap",
-    "decode_error": "cut or damaged",
-    "decoder_crash": "the decoder crashed on it",
-    "too_large": "the member is larger than the cap",
-    "unsafe_member": "a tar member that is a link, a device, or points outside",
-    "read_error": "the shard could not be read at this offset",
-    "cut": "the file ends too early; what is whole was taken",
-    "not_a_tar": "the file is not an uncompressed tar",
-    "bad_parquet": "the parquet file does not parse or lacks the columns",
-    "unreadable": "the file could not be opened",
-    "invalid_output": "the model gave NaN, infinity or a zero vector",
-    "no_vectors": "no usable vectors to score",
-    "bad_npz": "the npz beside a metadata file does not parse, or does not fit it row by row",
-}
-"""The closed set: the status of any row in any table, and what it means."""
+from etl.statuses import STATUSES as STATUSES
 
 
 def _one_of(names: dict[str, str]) -> str:
@@ -119,11 +94,12 @@ DUPLICATES = Table(
 CONTAMINATED = Table(
     "contaminated",
     key=("eval_set", "method", "uid"),
+    sliced_by=("method",),
     ddl="""
-    eval_set STRING NOT NULL COMMENT 'the evaluation or development dataset in which the image was seen',
-    method STRING NOT NULL COMMENT 'sha256 or phash',
+    eval_set STRING NOT NULL COMMENT 'evaluation or development dataset, or registered set, that has such an image',
+    method STRING NOT NULL COMMENT 'sha256: same bytes; phash: near by perceptual hash; semantic: near by vector',
     uid STRING NOT NULL,
-    distance FLOAT NOT NULL COMMENT 'in the unit of the method: bits for phash, 0 for sha256'
+    distance FLOAT NOT NULL COMMENT 'to the closest one of the set: 0 for sha256, bits for phash, 1 - cosine else'
     """,
     checks=_UID,
 )
@@ -293,8 +269,19 @@ RUNS = Table(
     """,
 )
 
+EVALSETS = Table(
+    "evalsets",
+    key=("name",),
+    is_project_wide=True,
+    ddl="""
+    name STRING NOT NULL COMMENT 'of a registered evaluation set: its pairs and embeddings are the dataset so named',
+    source STRING NOT NULL COMMENT 'glob of its shards',
+    added_at TIMESTAMP NOT NULL COMMENT 'UTC'
+    """,
+)
+
 DATASET_TABLES = (
     INPUTS, PAIRS, SIGNALS, DUPLICATES, CONTAMINATED, EMBEDDINGS, FEATURE_FILES, IMAGE_SIGNALS, SCORES, SELECTIONS,
     RECEIPTS, SHARDS,
 )  # fmt: skip
-PROJECT_TABLES = (RUNS, EVALUATIONS, PROMOTIONS)
+PROJECT_TABLES = (RUNS, EVALUATIONS, PROMOTIONS, EVALSETS)

@@ -46,7 +46,7 @@ def test_rows_in_are_rows_by_terminal_status_for_every_stage(tiny):
     project = tiny[0]
     runs = project.store.read("", RUNS).where("dataset IS NOT NULL").collect()
     # Nothing in this config wants them.
-    unused = {"features", "image_signals", "face_boxes", "published_scores", "fusion", "listed"}
+    unused = {"features", "image_signals", "face_boxes", "dedup_semantic", "published_scores", "fusion", "listed"}
     assert {run["name"] for run in runs} == {stage.name for stage in STAGES} - unused
     assert [run["name"] for run in runs if sum(run["num_rows_by_status"].values()) != run["num_rows_in"]] == []
     rows = {

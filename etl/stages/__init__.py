@@ -3,7 +3,9 @@
 from etl.stage import Stage
 from etl.stages import (
     decontaminate,
+    decontaminate_semantic,
     dedup,
+    dedup_semantic,
     embed,
     face_boxes,
     features,
@@ -26,6 +28,8 @@ STAGES: tuple[Stage, ...] = (
     image_signals.STAGE,  # in embed's pass over the pixels
     face_boxes.STAGE,  # where a release came with boxes
     features.STAGE,  # in place of embed, where the release came with vectors
+    dedup_semantic.STAGE,  # where it is switched on
+    decontaminate_semantic.STAGE,
     score.STAGE,
     published_scores.STAGE,  # in place of score, where a release came with scores
     fusion.STAGE,

@@ -1,0 +1,233 @@
+"""Evaluation images in the pool: planted copies by bytes, look and vector; sets registered once for every project."""
+
+import json
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from helpers import frame, picture, rows_of, schema_of, uid, write_shard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyspark.sql import functions as F
+from test_semantic import VERSION, clustered, embedded
+
+from etl import evalsets
+from etl.__main__ import _run, app
+from etl.config import load
+from etl.explain import explain
+from etl.project import Project
+from etl.run import Runner
+from etl.stage import UserError
+from etl.stages import decontaminate, decontaminate_semantic, selection
+from etl.stages.decontaminate import BITS
+from etl.tables import CONTAMINATED, EMBEDDINGS, PAIRS
+
+PARTITIONS = (1, 4, 13)
+
+
+def signed(bits: int) -> int:
+    return bits - 2**64 if bits >= 2**63 else bits
+
+
+def by_set(spark, table, rows: dict[str, list[dict]]):
+    """What a run hands over as references: rows of all evaluation datasets, with their names."""
+    parts = [frame(spark, table, some).withColumn("dataset", F.lit(name)) for name, some in rows.items()]
+    found = parts[0]
+    for part in parts[1:]:
+        found = found.unionByName(part)
+    return found
+
+
+def hashes(rng: np.random.Generator, number: int) -> list[int]:
+    return [int(h) for h in rng.integers(0, 2**64, number, dtype=np.uint64)]
+
+
+def test_near_hashes_are_found_with_their_true_distance_and_the_closest_of_each_set(spark):
+    """Against all distances in Python, with planted ones of 0 to 12 bits: in the sign bit too, and side by side."""
+    rng = np.random.default_rng(4)
+    known = {"birds": hashes(rng, 40), "cars": hashes(rng, 25)}
+    known["cars"] += [known["birds"][0] ^ 1]  # near in two sets
+    pool = hashes(rng, 60)
+    for n, seen in enumerate([*known["birds"], *known["cars"]]):
+        flipped = rng.permutation(BITS)[: n % 13] if n % 5 else np.arange(BITS - n % 13, BITS)
+        pool.append(seen ^ sum(1 << int(bit) for bit in flipped))
+    rows = [{"uid": uid(n), "phash": signed(h), "status": "ok"} for n, h in enumerate(pool)]
+    rows.append({"uid": uid(9999), "phash": None, "status": "ok"})
+    refs = {name: [{"uid": uid(n), "phash": signed(h)} for n, h in enumerate(some)] for name, some in known.items()}
+    refs["birds"].append({"uid": uid(8888), "phash": None})
+    references = by_set(spark, PAIRS, refs)
+    for max_bits, partitions in ((0, 1), (4, 4), (7, 13)):
+        config = decontaminate.Config(methods=("phash",), max_distance_bits=max_bits)
+        found = decontaminate.transform(frame(spark, PAIRS, rows, partitions), references, config=config)
+        closest = {
+            (name, n): min((h ^ k).bit_count() for k in some)
+            for n, h in enumerate(pool)
+            for name, some in known.items()
+        }
+        wanted = [(name, "phash", uid(n), float(d)) for (name, n), d in closest.items() if d <= max_bits]
+        assert rows_of(found) == sorted(wanted)
+    assert {row[3] for row in wanted} == {float(d) for d in range(8)} and len(wanted) > 40
+
+
+def runs(value: int, max_bits: int) -> list[int]:
+    """What `bands` computes in SQL."""
+    cuts = [BITS * n // (max_bits + 1) for n in range(max_bits + 2)]
+    return [value >> low & ((1 << (high - low)) - 1) for low, high in pairwise(cuts)]
+
+
+@settings(max_examples=300, deadline=None)
+@given(a=st.integers(0, 2**64 - 1), bits=st.sets(st.integers(0, 63), max_size=15), spare=st.integers(0, 15))
+def test_hashes_within_the_distance_share_a_band(a, bits, spare):
+    """Else a near pair would never meet."""
+    max_bits = min(15, len(bits) + spare)
+    b = a ^ sum(1 << bit for bit in bits)
+    assert any(x == y for x, y in zip(runs(a, max_bits), runs(b, max_bits), strict=True))
+
+
+def test_bands_are_the_bits_of_the_hash(spark):
+    values = [0, 1, 2**63, 2**64 - 1, 0x0123456789ABCDEF, 0xFEDCBA9876543210]
+    made = spark.createDataFrame([(signed(v),) for v in values], "phash bigint")
+    for max_bits in (0, 1, 4, 15):
+        found = [row[0] for row in made.select(decontaminate.bands(F.col("phash"), max_bits)).collect()]
+        assert found == [[signed(run) for run in runs(value, max_bits)] for value in values]
+
+
+def test_a_set_pushed_through_itself_is_flagged_whole_by_every_method(spark):
+    rng = np.random.default_rng(0)
+    facts = [(n, signed(h)) for n, h in enumerate(hashes(rng, 300))]
+    rows = [{"uid": uid(n), "sha256": f"{n}", "phash": h, "status": "ok"} for n, h in facts]
+    references = by_set(spark, PAIRS, {"own": rows})
+    found = decontaminate.transform(frame(spark, PAIRS, rows, 4), references, config=decontaminate.Config())
+    assert rows_of(found) == sorted(("own", m, uid(n), 0.0) for n in range(300) for m in ("phash", "sha256"))
+    vectors = [embedded(n, v) for n, v in enumerate(rng.standard_normal((300, 24)))]
+    assert rows_of(semantic(spark, vectors, {"own": vectors}, 0.01, part_rows=70)) == [
+        ("own", "semantic", uid(n), 0.0) for n in range(300)
+    ]
+
+
+def semantic(spark, pool, references, max_distance, *, part_rows=50_000, partitions=2):
+    config = decontaminate_semantic.Config(max_distance=max_distance, part_rows=part_rows, **VERSION)
+    inputs = frame(spark, EMBEDDINGS, pool, partitions), by_set(spark, EMBEDDINGS, references)
+    found = decontaminate_semantic.transform(
+        *inputs, config=config, facts=decontaminate_semantic.prepare(*inputs, config=config)
+    )
+    assert found.columns == schema_of(CONTAMINATED).names
+    return found
+
+
+def test_vectors_near_to_evaluation_vectors_are_found_with_the_distance_to_the_closest_of_each_set(spark):
+    vectors = clustered(500, seed=9)
+    pool, known = dict(enumerate(vectors[:400])), {"birds": vectors[400:470], "cars": vectors[470:]}
+    lengths = {name: np.linalg.norm(v.astype(float), axis=1, keepdims=True) for name, v in known.items()}
+    units = {name: v.astype(float) / lengths[name] for name, v in known.items()}
+    wanted = []
+    for n, vector in pool.items():
+        for name, others in units.items():
+            apart = 1 - (others @ vector.astype(float) / np.linalg.norm(vector.astype(float))).max()
+            wanted += [(name, "semantic", uid(n), apart)] if apart <= 0.05 else []
+    assert len(wanted) > 50
+    unusable = [embedded(600, None), embedded(601, vectors[400], "invalid_output"), embedded(602, np.zeros(32))]
+    ours = [embedded(n, v) for n, v in pool.items()] + unusable
+    theirs = {name: [embedded(n, v) for n, v in enumerate(some)] + unusable for name, some in known.items()}
+    results = [
+        rows_of(semantic(spark, ours, theirs, 0.05, part_rows=part_rows, partitions=partitions))
+        for partitions, part_rows in ((1, 50_000), (4, 120), (13, 33))
+    ]
+    assert results[0] == results[1] == results[2]
+    assert [row[:3] for row in results[0]] == sorted(row[:3] for row in wanted)
+    np.testing.assert_allclose([r[3] for r in results[0]], [r[3] for r in sorted(wanted)], atol=2e-7)
+
+
+def test_no_vectors_on_either_side_flag_nothing(spark):
+    some = [embedded(n, v) for n, v in enumerate(clustered(8))]
+    assert rows_of(semantic(spark, some, {"birds": [embedded(0, None)]}, 0.1)) == []
+    assert rows_of(semantic(spark, [embedded(0, None)], {"birds": some}, 0.1)) == []
+
+
+# --- registered sets
+
+
+def project_of(root, *more: str) -> Project:
+    given = [
+        "name=mine", f"output={root}/out", f"evalsets.root={root}/registry", "encoder={published: datacomp_b32}",
+        f"datasets={{mine: {{kind: filter, shards: '{root}/pool/*.tar'}}}}",
+    ]  # fmt: skip
+    return Project(load(["local"], [*given, *more]))
+
+
+def decontaminated(project: Project) -> list[tuple]:
+    project.run_all(("decontaminate",))
+    return rows_of(project.store.read("mine", CONTAMINATED), "eval_set", "method", "distance")
+
+
+@pytest.fixture(scope="module")
+def registered(spark, tmp_path_factory):
+    """(folder, what `add` told, what was flagged before and after): a dataset of five ingested pictures, and a set that
+    has two of them by their bytes and one by its look (another format)."""
+    root = tmp_path_factory.mktemp("registered")
+    for name, shades, others in (("pool", (1, 2, 3, 4, 5), ()), ("seen", (1, 2), (3,))):
+        (root / name).mkdir()
+        members = {f"{n}": {"png": picture(n, (64, 48)), "txt": f"{n}".encode()} for n in shades}
+        members |= {f"{n}": {"png": picture(n, (64, 48), "BMP"), "txt": f"{n}".encode()} for n in others}
+        write_shard(root / name / "0.tar", members)
+    first = project_of(root)
+    first.run_all(("ingest",))
+    before = decontaminated(first)
+    held = evalsets.add(first, "seen", f"{root}/seen/*.tar")
+    return root, held, before, decontaminated(project_of(root))
+
+
+def test_a_set_that_is_registered_once_is_held_against_every_project(registered):
+    root, held, before, after = registered
+    assert held == {"source": f"{root}/seen/*.tar", "sha256": 3, "phash": 3, "semantic": 0}
+    assert (before, after) == ([], [("seen", m, 0.0) for m in ("phash",) * 3 + ("sha256",) * 2])
+    again = project_of(root)
+    assert decontaminated(again) == after and again.runs[-1].is_up_to_date
+    assert again.runs[-1].inputs.keys() == {"mine.pairs", "evalsets.seen.pairs"}
+    assert not again.store.exists("seen", PAIRS)
+
+
+def test_what_cannot_be_registered_or_used_is_told(registered):
+    root = registered[0]
+    project = project_of(root)
+    with pytest.raises(UserError, match="its source; found /else; fix: another name"):
+        evalsets.add(project, "seen", "/else")
+    with pytest.raises(UserError, match=r"wanted pictures in .*found none"):
+        evalsets.add(project, "nothing", f"{root}/none/*.tar")
+    with pytest.raises(UserError, match=r"registered ones \(seen\); found sene"):
+        decontaminated(project_of(root, "evalsets.use=[sene]"))
+    assert evalsets.used(project_of(root, "evalsets.use=[]")) == {}
+
+
+def test_the_command_lists_and_reports(registered, capsys):
+    root, held, _, _ = registered
+    conf = root / "mine.yaml"
+    conf.write_text(json.dumps(project_of(root).config.model_dump(mode="json", exclude_defaults=True)))
+
+    def dfn(*arguments):
+        capsys.readouterr()
+        assert _run(partial(app, [*arguments, "--conf", str(conf), "--json", "--quiet"])) == 0
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    assert dfn("evalset", "add", "seen", f"{root}/seen") == dfn("evalset", "list") == {"seen": held}
+    counts = {"rows": 3, "sha256": {"0": 2}, "phash": {"0": 3}, "semantic": 0}
+    assert dfn("evalset", "report") == {"mine.seen": counts}
+    assert _run(partial(app, ["evalset", "add", "a-b", "x", "--conf", str(conf)])) == 2
+
+
+def test_explain_and_a_selection_s_verdict_show_the_closest(spark, store):
+    for table in (PAIRS, CONTAMINATED):
+        store.create("pool", table)
+    place = {"shard": "s", "offset_bytes": 0, "size_bytes": 1}
+    pairs = frame(spark, PAIRS, [{"uid": uid(n), "status": "ok", **place} for n in (1, 2)])
+    store.replace(pairs, "pool", PAIRS, where={}, note={"slice": {}})
+    seen = [("a", "semantic", 0.01), ("a", "phash", 3.0), ("b", "phash", 1.0), ("c", "semantic", 0.0)]
+    rows = [{"eval_set": s, "method": m, "uid": uid(1), "distance": d} for s, m, d in seen]
+    store.replace(frame(spark, CONTAMINATED, rows), "pool", CONTAMINATED, where={}, note={"slice": {}})
+    Runner(store, {"pool": "pool"}).run(selection.STAGE, "pool", selection.Config(keep=selection.Keep(all=True)))
+    found = explain(store, "pool", uid(1))
+    shown = [(row["eval_set"], row["method"]) for row in found["contaminated"]]
+    assert shown == [("b", "phash"), ("a", "phash"), ("c", "semantic"), ("a", "semantic")]
+    assert list(found["selections"].values()) == ["contaminated (phash of b, distance 1)"]
+    assert list(explain(store, "pool", uid(2))["selections"].values()) == ["kept"]
