@@ -1,0 +1,279 @@
+"""Part `leaks`: which edited copies of evaluation pictures are found. `make bench PART=leaks`.
+
+Originals are the demo's evaluation and development sets: real clip art, drawings and photos, as PNG of at most 256 px.
+One half of them, with edited copies and with pictures of the demo's pool (clip art of the same collection, icons),
+calibrates each method's threshold: the largest at which at most 1 in 200 of the pool has an original so near (some are
+true copies: the collections share pictures). The other half, with its own copies and pictures of the pool, is what is
+reported, with the stages' defaults too:
+
+    recall              of the copies, those whose own original is within the threshold, by kind and strength of edit
+    false positives     of the pool's pictures, those that have any original within it; some may be true copies
+    precision           at as many copies as pictures of the pool: recall / (recall + false positives)
+
+for the perceptual hash, the encoder's vectors (the demo's), both together; and for the hashes of `imagehash` on the
+same files, by the same rule. About 20 minutes of a core; --quick: 300 originals, three minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import imagehash
+import numpy as np
+from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
+
+from etl.config import load
+from etl.corpora import CorpusSpec, build
+from etl.encoders import encoder_folder
+from etl.stages import decontaminate, decontaminate_semantic
+from models.encoder import Encoder
+from models.images import ImageError, decode_rgb, inspect
+from tests.bench.measure import OUT, Ratio, report, say
+from tests.bench.measure import load as load_average
+
+SIDE_PX = 256
+MAX_PIXELS = 20_000_000
+"""Larger pictures are left out: decoding the few of them would take most of the time."""
+MAX_FALSE = 5e-3
+"""Of the pool, in the half that calibrates."""
+ORIGINALS, POOL = ("openclipart_heldout", "art4apps", "tuxpaint"), ("openclipart", "iconify_small")
+HASHES = {"phash": imagehash.phash, "dhash": imagehash.dhash}
+"""Of `imagehash`, 64 bits each. Its phash is the one in `pairs`."""
+
+Picture = Image.Image
+
+
+def jpeg(image: Picture, quality: int = 90) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=quality)
+    return file.getvalue()
+
+
+def png(image: Picture) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def cropped(image: Picture, share: float) -> Picture:
+    """Without that share of the width at the left and of the height at the bottom."""
+    return image.crop((round(image.width * share), 0, image.width, image.height - round(image.height * share)))
+
+
+def bordered(image: Picture, share: float, colour: str) -> Picture:
+    return ImageOps.expand(image, max(1, round(max(image.size) * share)), colour)
+
+
+def captioned(image: Picture, share: float) -> Picture:
+    """With white letters on black across the middle, as high as that share of the picture."""
+    found, height = image.copy(), max(4, round(image.height * share))
+    draw, top = ImageDraw.Draw(found), (image.height - height) // 2
+    draw.rectangle((0, top, image.width, top + height), fill="black")
+    draw.text((2, top), "SAMPLE TEXT", fill="white", font=ImageFont.load_default(height * 0.8))
+    return found
+
+
+def turned(image: Picture, degrees: float) -> Picture:
+    return image.rotate(degrees, Image.Resampling.BICUBIC, expand=True, fillcolor="white")
+
+
+def resized(image: Picture, scale: float) -> Picture:
+    return image.resize([max(8, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)
+
+
+EDITS: dict[str, dict[str, Callable[[Picture], bytes]]] = {
+    "recompress": {"png": png, **{f"jpeg {q}": lambda i, q=q: jpeg(i, q) for q in (90, 50, 20)}},
+    "resize": {f"x {s:g}": lambda i, s=s: jpeg(resized(i, s)) for s in (2, 0.5, 0.25)},
+    "crop": {f"{s:.0%}": lambda i, s=s: jpeg(cropped(i, s)) for s in (0.02, 0.05, 0.1, 0.2)},
+    "flip": {"left-right": lambda i: jpeg(ImageOps.mirror(i)), "upside down": lambda i: jpeg(ImageOps.flip(i))},
+    "grey": {"all": lambda i: jpeg(i.convert("L").convert("RGB"))},
+    "border": {f"{s:.0%} {c}": lambda i, s=s, c=c: jpeg(bordered(i, s, c))
+               for s, c in ((0.02, "white"), (0.1, "white"), (0.1, "black"))},
+    "text": {f"{s:.0%} high": lambda i, s=s: jpeg(captioned(i, s)) for s in (0.05, 0.1, 0.2)},
+    "rotate": {f"{d} degrees": lambda i, d=d: jpeg(turned(i, d)) for d in (2, 5, 15, 90)},
+    "brightness": {f"x {s:g}": lambda i, s=s: jpeg(ImageEnhance.Brightness(i).enhance(s)) for s in (0.9, 0.7, 0.4)},
+    "blur": {f"{r} px": lambda i, r=r: jpeg(i.filter(ImageFilter.GaussianBlur(r))) for r in (1, 3, 8)},
+}  # fmt: skip
+"""Kind -> strength -> what it makes of a picture. All but recompression are written as JPEG of quality 90."""
+SURE = ("copy", "recompress")
+"""Kinds of which all should be found; where not, the report says so."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the methods see of N files."""
+
+    hashes_N: dict[str, Any]
+    """Of `pairs` ("perceptual") and of `imagehash`, uint64."""
+    vectors_ND: Any
+    """float16, as they are stored."""
+
+
+def look(files: Sequence[bytes], encoder: Encoder) -> Seen:
+    hashes: dict[str, list[int]] = {"perceptual": [], **{name: [] for name in HASHES}}
+    vectors, size = [], 256
+    for start in range(0, len(files), size):
+        some = files[start : start + size]
+        for data in some:
+            hashes["perceptual"].append(inspect(data).phash % 2**64)
+            image = Image.open(io.BytesIO(data))
+            for name, of in HASHES.items():
+                hashes[name].append(int(str(of(image)), 16))
+        vectors.append(encoder.encode_images([encoder.preprocess(data) for data in some]).astype(np.float16))
+    return Seen({name: np.array(found, np.uint64) for name, found in hashes.items()}, np.concatenate(vectors))
+
+
+def distances(left: Seen, right: Seen) -> dict[str, Any]:
+    """Method -> distance of every left file to every right one: bits, or 1 - cosine."""
+    found: dict[str, Any] = {
+        name: np.bitwise_count(left.hashes_N[name][:, None] ^ right.hashes_N[name][None]) for name in left.hashes_N
+    }
+    units = [side / np.linalg.norm(side, axis=1, keepdims=True) for side in
+             (left.vectors_ND.astype(np.float32), right.vectors_ND.astype(np.float32))]  # fmt: skip
+    return found | {"semantic": np.maximum(np.round(1 - units[0] @ units[1].T, 6), 0)}
+
+
+@dataclass(frozen=True)
+class Half:
+    """Distances of one half of the originals to what was made of them, and to the pool."""
+
+    own: dict[tuple[str, str], dict[str, Any]]
+    """(kind, strength) -> method -> of each original's copy to it."""
+    pool: dict[str, Any]
+    """Method -> of each picture of the pool to the nearest original."""
+
+
+def half(originals: Sequence[bytes], pool: Sequence[bytes], encoder: Encoder) -> Half:
+    known, own = look(originals, encoder), {}
+    pictures = [decode_rgb(data) for data in originals]
+    for kind, strength, edit in [
+        ("copy", "exact", None),
+        *((k, s, e) for k, es in EDITS.items() for s, e in es.items()),
+    ]:
+        made = look([edit(picture) for picture in pictures], encoder) if edit else known
+        own[kind, strength] = {method: np.diagonal(d).copy() for method, d in distances(made, known).items()}
+        say(f"{kind} {strength}")
+    return Half(own, {method: d.min(axis=1) for method, d in distances(look(pool, encoder), known).items()})
+
+
+def thresholds(calibrating: Half) -> dict[str, float]:
+    """Method -> the largest distance at which at most MAX_FALSE of the pool is flagged.
+
+    Bits are whole; distances of vectors go by hundredths.
+    """
+    found = {}
+    for method, nearest in calibrating.pool.items():
+        first_too_many = float(np.sort(nearest)[int(MAX_FALSE * len(nearest))])
+        steps = 100 if method == "semantic" else 1
+        found[method] = (np.ceil(first_too_many * steps) - 1) / steps
+    return found
+
+
+def flagged(distance_of: dict[str, Any], limits: dict[str, float]) -> dict[str, Any]:
+    """Method -> which files it flags; `both`: the perceptual hash or the vectors."""
+    found = {method: distance_of[method] <= limit for method, limit in limits.items()}
+    return found | {"both": found["perceptual"] | found["semantic"]}
+
+
+def study(reported: Half, limits: dict[str, float]) -> dict[str, Any]:
+    recall = {edit: {m: float(f.mean()) for m, f in flagged(d, limits).items()} for edit, d in reported.own.items()}
+    methods = list(next(iter(recall.values())))
+    mean = {m: float(np.mean([found[m] for found in recall.values()])) for m in methods}
+    false = {m: float(f.mean()) for m, f in flagged(reported.pool, limits).items()}
+    precision = {m: mean[m] / (mean[m] + false[m]) if mean[m] else 0.0 for m in methods}
+    return {"thresholds": limits, "recall": recall, "mean": mean, "false": false, "precision": precision,
+            "num_originals": len(next(iter(reported.own.values()))["perceptual"]),
+            "num_pool": len(reported.pool["perceptual"])}  # fmt: skip
+
+
+def pictures(source: str, number: int | None = None) -> list[bytes]:
+    """PNG of at most SIDE_PX, of each picture of a corpus that can be decoded; no two of the same pixels."""
+    return list(islice(_pictures(source), number))
+
+
+def _pictures(source: str) -> Iterator[bytes]:
+    seen = set()
+    for shard in sorted(build(source, CorpusSpec(sources=(source,)), say=say).glob("*.tar")):
+        for name, data in images_in(shard):
+            try:
+                image = decode_rgb(data, max_pixels=MAX_PIXELS, smallest_px=SIDE_PX)
+            except ImageError as error:
+                say(f"{name}: {error}")
+                continue
+            image.thumbnail((SIDE_PX, SIDE_PX), Image.Resampling.LANCZOS)
+            if (made := png(image)) not in seen:
+                seen.add(made)
+                yield made
+
+
+def images_in(shard: Path) -> Iterator[tuple[str, bytes]]:
+    with tarfile.open(shard) as tar:
+        for member in tar:
+            if Path(member.name).suffix in (".png", ".jpg"):
+                yield member.name, tar.extractfile(member).read()  # type: ignore[union-attr]
+
+
+def show(found: dict[str, Any]) -> None:
+    columns = ["perceptual", "semantic", "both", *(f"{name}" for name in HASHES)]
+    say(f"{found['num_originals']} originals and {found['num_pool']} pictures of the pool, not those that calibrated")
+    print(f"{'':<26}" + "".join(f"{c:>14}" for c in columns))
+    limits = found["thresholds"]
+    print(f"{'threshold':<26}" + "".join(f"{limits.get(c, ''):>14}" for c in columns))
+    for (kind, strength), recall in found["recall"].items():
+        print(f"{kind + ' ' + strength:<26}" + "".join(f"{recall[c]:>14.1%}" for c in columns))
+    for name in ("mean", "false", "precision"):
+        print(f"{name:<26}" + "".join(f"{found[name][c]:>14.2%}" for c in columns))
+    sure = {k: r for k, r in found["recall"].items() if k[0] in SURE}
+    short = [f"{k} {s} {r['both']:.2%}" for (k, s), r in sure.items() if r["both"] < 1]
+    print("copies and recompressions: " + ("all found" if not short else "NOT all found: " + ", ".join(short)))
+
+
+def ratios(found: dict[str, Any]) -> list[Ratio]:
+    """Rows of the report: ours is both methods together, theirs `imagehash`'s phash alone."""
+    rows = []
+    for (kind, strength), recall in found["recall"].items():
+        ours, theirs = recall["both"], recall["phash"]
+        note = f"perceptual {recall['perceptual']:.1%}, semantic {recall['semantic']:.1%}"
+        ratio = ours / theirs if theirs else None
+        goal = ">= 1" if kind in SURE else "-"
+        rows.append(Ratio(f"{kind} {strength}", ours, theirs, "recall", ratio, goal, None, load_average(), note))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="tests.bench.leaks", description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="300 originals: to see that all runs")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    given = parser.parse_args()
+    encoder = Encoder.load(encoder_folder(load(["demo"]).encoder, say)[1], device=given.device)
+    originals, pool = (
+        [data for source in sources for data in pictures(source, 100 if given.quick else most)]
+        for sources, most in ((ORIGINALS, None), (POOL, 1500))
+    )
+    say(f"{len(originals)} originals, {len(pool)} pictures of the pool")
+    halves = [half(originals[n::2], pool[n::2], encoder) for n in (0, 1)]
+    calibrated = thresholds(halves[0])
+    own = {
+        "perceptual": decontaminate.Config().max_distance_bits,
+        "semantic": decontaminate_semantic.Config().max_distance,
+    }
+    by_default, found = study(halves[1], {**calibrated, **own}), study(halves[1], calibrated)
+    name = "leaks-quick" if given.quick else "leaks"
+    report(name, ratios(found))
+    show(found)
+    say("with the defaults of the stages:")
+    show(by_default)
+    table = {**found, "recall": [{"kind": k, "strength": s, **r} for (k, s), r in found["recall"].items()]}
+    (OUT / f"{name}-table.json").write_text(json.dumps(table, indent=1))
+
+
+if __name__ == "__main__":
+    main()
