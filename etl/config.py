@@ -20,6 +20,7 @@ from etl.corpora import CorpusSpec
 from etl.encoder_config import EncoderConfig as EncoderConfig
 from etl.evalsets import EvalSetsConfig
 from etl.filter_specs import FilterSpec, problem
+from etl.gate_config import BackfillConfig, GateConfig
 from etl.guard import GuardConfig
 from etl.layers import layered, merge
 from etl.rule import COLUMNS
@@ -124,8 +125,7 @@ class LoopConfig(StageConfig):
     """The metric that the gate looks at: the mean of `headline_parts`."""
     headline_parts: tuple[str, ...] = ()
     """DATASET.METRIC of evaluation sets."""
-    gate_level: Fraction = 0.05
-    """Of the gate's one-sided test, paired by seed."""
+    gate: GateConfig = GateConfig()
     guard: GuardConfig = GuardConfig()
     """How much noise the filter dataset may hold."""
 
@@ -175,6 +175,7 @@ class Config(StageConfig):
     """Name -> how it is made. A rule ranks and tests by these names."""
     stages: StagesConfig = StagesConfig()  # type: ignore[valid-type]
     loop: LoopConfig = LoopConfig()
+    backfill: BackfillConfig = BackfillConfig()
 
     @property
     def output_folder(self) -> Path:
@@ -207,6 +208,8 @@ class Config(StageConfig):
     @pydantic.model_validator(mode="after")
     def headline_is_evaluated(self) -> Config:
         sets = self.of_kind("eval")
+        if strange := [m for m in self.loop.gate.guards if m.partition(".")[0] not in self.of_kind("eval", "dev")]:
+            raise ValueError(f"loop.gate.guards: wanted DATASET.METRIC of a set that is evaluated; found {strange[0]}")
         if unknown := [part for part in self.loop.headline_parts if part.partition(".")[0] not in sets]:
             raise ValueError(
                 f"loop.headline_parts: wanted DATASET.METRIC, of {', '.join(sets) or 'evaluation sets'}; "

@@ -12,9 +12,9 @@ from typing import Any
 
 from pyspark.sql import DataFrame
 
-from etl.runs import git_commit
 from etl.stage import Facts, Read, Slice, Stage, StageConfig, digest, overlap
 from etl.store import Commit, Store
+from models.records import code_commit
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Job:
             "stage": self.stage.name,
             "slice": dict(self.where),
             "key": self.key,
-            "git_commit": git_commit(),
+            "git_commit": code_commit(),
             **more,
         }
 

@@ -9,8 +9,9 @@ from typing import Any
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from etl.arms import ArmResult, headline, spread
 from etl.config import folder_of
-from etl.loop import ArmResult, Loop, Round, spread
+from etl.loop import Loop, Round
 from etl.project import Project
 from etl.report import Arm, PairShown, Report, thumbnail, write
 from etl.shard_writer import publish_json
@@ -62,7 +63,7 @@ def write_outcome(project: Project, ended: Round) -> dict[str, Any]:
         "precision": {arm.name: spread(list(arm.precision.values())) for arm in arms if arm.precision},
         "num_pairs": {arm.name: spread([int(r["num_rows"]) for r in arm.receipts.values()]) for arm in arms},
         "filters_own": {
-            step: spread([Loop(project).headline(filter_.metrics) for filter_ in filters])
+            step: spread([headline(loop, filter_.metrics) for filter_ in filters])
             for step, filters in _steps(ended).items()
         },
         "tables": rows_by_status(project),

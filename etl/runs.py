@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache
-from pathlib import Path
 
 from etl.stage import Facts, digest
 from etl.store import Store
 from etl.tables import RUNS
+from models.records import code_commit
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ def record_runs(store: Store, runs: Sequence[RunRow]) -> None:
     rows = [
         (
             run.run_id, run.name, run.dataset, run.key, dict(run.inputs), run.output_version, run.config_json,
-            json.dumps(run.facts), git_commit(), run.seconds, run.num_rows_in, dict(run.num_rows_by_status), now,
+            json.dumps(run.facts), code_commit(), run.seconds, run.num_rows_in, dict(run.num_rows_by_status), now,
         )
         for run in runs
     ]  # fmt: skip
@@ -57,14 +55,3 @@ def find_runs(store: Store) -> dict[tuple[str, str], Facts]:
         return {}
     rows = store.read("", RUNS).orderBy("ended_at").select("name", "key", "facts_json").collect()
     return {(row["name"], row["key"]): json.loads(row["facts_json"]) for row in rows}
-
-
-@cache
-def git_commit() -> str | None:
-    """The commit of the code that runs, where it runs from a checkout."""
-    here = Path(__file__).parent
-    try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
-    except OSError:  # a machine without git
-        return None
-    return done.stdout.strip() or None

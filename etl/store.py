@@ -24,7 +24,9 @@ COMMITS = "[0-9]" * 20 + ".json"
 """Of a Delta log: the files of its versions."""
 RETENTION = "interval 400 days"
 """Receipts can be replayed as long: Delta's own defaults would forget after 7 and 30 days."""
-NO_DATA_CHANGE = {"OPTIMIZE", "VACUUM START", "VACUUM END", "SET TBLPROPERTIES", "CREATE TABLE", "ADD CONSTRAINT"}
+NO_DATA_CHANGE = {
+    "OPTIMIZE", "VACUUM START", "VACUUM END", "SET TBLPROPERTIES", "CREATE TABLE", "ADD CONSTRAINT", "ADD COLUMNS",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,16 @@ class Store:
             f"CREATE TABLE IF NOT EXISTS {self.name(dataset, table)} ({table.ddl}) USING DELTA {partitioned} "
             f"TBLPROPERTIES ({listed})"
         )
+
+    def extend(self, dataset: str, table: Table) -> None:
+        """Adds the columns that a table of an earlier release lacks; they are NULL in its rows."""
+        there, wanted = self.schema(dataset, table).names, StructType.fromDDL(table.ddl)
+        new = [f for f in wanted.fields if f.name not in there]  # type: ignore[attr-defined]
+        if new:
+            columns = [
+                f"{f.name} {f.dataType.simpleString()} COMMENT '{_sql(f.metadata.get('comment', ''))}'" for f in new
+            ]
+            self.spark.sql(f"ALTER TABLE {self.name(dataset, table)} ADD COLUMNS ({', '.join(columns)})")
 
     def exists(self, dataset: str, table: Table) -> bool:
         if self.root.startswith("catalog:"):
@@ -133,10 +145,15 @@ class Store:
 
         On a local disk a lock and the notes of earlier commits see to that. Elsewhere Delta does, which skips a commit
         whose (txnAppId, txnVersion) it has seen: for that it computes the table's whole state, at twice a write's cost.
+        Of two such commits at the same time it lets one through.
         """
         id_ = digest(table.name, note.get("slice"), content)
         if not self._is_local:
-            self._write(frame, dataset, table, note, "append", {"txnAppId": id_, "txnVersion": "0"})
+            try:
+                self._write(frame, dataset, table, note, "append", {"txnAppId": id_, "txnVersion": "0"})
+            except Exception as error:  # of another class under Spark Connect
+                if "DELTA_CONCURRENT_TRANSACTION" not in str(error):
+                    raise
             return
         with filelock.FileLock(f"{self._lease_stem(dataset, table)}.append.lock"):
             if not any(commit.note.get("once") == id_ for commit in self.history(dataset, table)):

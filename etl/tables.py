@@ -226,9 +226,7 @@ EVALUATIONS = Table(
     ddl="""
     run_id STRING NOT NULL COMMENT 'the run in `runs` whose model was evaluated',
     task STRING NOT NULL COMMENT 'the evaluation dataset',
-    metric STRING NOT NULL,
-    value DOUBLE NOT NULL,
-    seed BIGINT NOT NULL
+    metric STRING NOT NULL, value DOUBLE NOT NULL, seed BIGINT NOT NULL
     """,
 )
 
@@ -239,12 +237,14 @@ PROMOTIONS = Table(
     ddl="""
     decision_id STRING NOT NULL,
     model STRING NOT NULL COMMENT 'registered model',
-    challenger STRING NOT NULL COMMENT 'filter_version',
+    challenger STRING NOT NULL COMMENT 'filter_version; of a rollback the one that is champion again',
     champion_compared STRING NOT NULL COMMENT 'filter_version of the champion, or the arm that stood in for one',
-    verdict STRING NOT NULL COMMENT 'promoted or refused',
+    verdict STRING NOT NULL COMMENT 'promoted, rolled_back; refused; waiting, dry_run, overtaken: passed, not promoted',
     reason STRING NOT NULL COMMENT 'the comparison in one line',
     approver STRING COMMENT 'NULL where the gate decided alone',
-    decided_at TIMESTAMP NOT NULL COMMENT 'UTC'
+    decided_at TIMESTAMP NOT NULL COMMENT 'UTC',
+    follows STRING COMMENT 'decision that made the champion compared with: one promotion can follow; empty: first',
+    facts STRING COMMENT 'values by seed, level, guards, the filters own accuracy, JSON'
     """,
 )
 

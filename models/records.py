@@ -8,9 +8,11 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -186,6 +188,18 @@ def check_files(folder: Path, wanted: Mapping[str, str]) -> None:
             raise WeightsError(
                 wanted=f"{path} with sha256 {sha256}", found=found, fix=f"remove {folder} and build or copy it again"
             )
+
+
+@cache
+def code_commit() -> str | None:
+    """The commit of the code that runs, where it runs from a checkout."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        )
+    except OSError:  # a machine without git
+        return None
+    return done.stdout.strip() or None
 
 
 def fsync(path: Path) -> None:

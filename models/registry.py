@@ -28,6 +28,7 @@ from models.filters import Filter, check_encoder
 from models.records import EncoderRecord, RegistryError, whole_folder
 
 CHAMPION = "champion"  # the alias that the gate moves
+SERVING = "serving"  # the alias that a backfill moves: its scores cover the pool
 # What the registered models import.
 PACKAGES = (
     "imagehash mlflow numpy open-clip-torch pandas pillow pydantic safetensors timm torch torchvision transformers"
@@ -126,22 +127,26 @@ def _example() -> pd.DataFrame:
     return pd.DataFrame({"image": [buffer.getvalue()], "text": ["a red square"]})
 
 
-def ensure_registered(
-    name: str, run_id: str, heads_folder: Path, encoder_folder: Path, *, tags: Mapping[str, str]
-) -> tuple[str, bool]:
-    """The version that holds these heads, registered unless one does, with `tags`; and whether it is the champion."""
-    number = registered(name, heads_folder) or register_filter(run_id, heads_folder, encoder_folder, name=name)
-    is_champion = champion(name) == number
-    if not is_champion:  # what the champion was judged by stays as it was judged
-        set_tags(name, number, tags)
-    return number, is_champion
-
-
 def registered(name: str, heads_folder: Path) -> str | None:
     """The version that holds these heads; None where none does."""
-    wanted = Filter.load(heads_folder).version
+    return version_of(name, Filter.load(heads_folder).version)
+
+
+def version_of(name: str, filter_version: str) -> str | None:
+    """The version whose heads have this content; None where none has."""
     found = mlflow.MlflowClient().search_model_versions(f"name='{name}'")
-    return next((str(v.version) for v in found if v.tags.get("filter_version") == wanted), None)
+    return next((str(v.version) for v in found if v.tags.get("filter_version") == filter_version), None)
+
+
+def tags_of(name: str, number: str) -> dict[str, str]:
+    """Tags of a version, such as filter_version."""
+    return dict(mlflow.MlflowClient().get_model_version(name, number).tags)
+
+
+def metrics_of(run_ids: Mapping[int, str]) -> dict[int, dict[str, float]]:
+    """seed -> metrics of its run."""
+    client = mlflow.MlflowClient()
+    return {seed: dict(client.get_run(run_id).data.metrics) for seed, run_id in run_ids.items()}
 
 
 def set_tags(name: str, number: str, tags: Mapping[str, str]) -> None:
@@ -154,7 +159,7 @@ def set_tags(name: str, number: str, tags: Mapping[str, str]) -> None:
 def champion_tags(name: str) -> dict[str, str] | None:
     """Tags of the champion's version, such as filter_version; None before the first promotion."""
     number = champion(name)
-    return dict(mlflow.MlflowClient().get_model_version(name, number).tags) if number else None
+    return tags_of(name, number) if number else None
 
 
 def set_alias(name: str, alias: str, model_version: str) -> None:
@@ -164,7 +169,7 @@ def set_alias(name: str, alias: str, model_version: str) -> None:
 
 def champion(name: str = "dfn_filter") -> str | None:
     """The version that `@champion` points to; None before the first promotion."""
-    return _aliases(name).get(CHAMPION)
+    return aliases(name).get(CHAMPION)
 
 
 def resolve(uri: str, out: Path) -> Path:
@@ -211,7 +216,7 @@ def resolve_model(uri: str, out: Path, *, encoder: Path | None = None) -> tuple[
 def _fetched(uri: str) -> Iterator[tuple[dict[str, Path], dict[str, Any]]]:
     """(artefact name -> folder, model config) of a registered model, in a temporary folder."""
     name, _, alias = uri.removeprefix("models:/").partition("@")
-    if alias and alias not in (found := _aliases(name)):
+    if alias and alias not in (found := aliases(name)):
         known = ", ".join(f"@{known} -> {known_version}" for known, known_version in sorted(found.items())) or "none"
         raise RegistryError(f"wanted {uri}; found aliases of {name}: {known}; fix: promote one, or name a version")
     with TemporaryDirectory() as temporary:
@@ -227,11 +232,12 @@ def _fetched(uri: str) -> Iterator[tuple[dict[str, Path], dict[str, Any]]]:
         yield parts, flavor.get("config") or {}
 
 
-def _aliases(name: str) -> dict[str, str]:
+def aliases(name: str) -> dict[str, str]:
+    """Alias -> the version that it points to; none of a model that is not registered."""
     try:
-        aliases = mlflow.MlflowClient().get_registered_model(name).aliases
+        found = mlflow.MlflowClient().get_registered_model(name).aliases
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         return {}
-    return {alias: str(model_version) for alias, model_version in aliases.items()}
+    return {alias: str(model_version) for alias, model_version in found.items()}

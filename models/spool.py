@@ -21,7 +21,7 @@ from mlflow.entities import DatasetInput, InputTag, Metric, Param
 from mlflow.tracking.context.registry import resolve_tags
 
 from models.filters import Filter
-from models.records import write_whole
+from models.records import code_commit, write_whole
 from models.tracking import TrackingDownError, answering, experiment_of
 
 AT_ONCE = 1000  # metrics in one call: MLflow's limit
@@ -53,7 +53,7 @@ def log_training_run(
 
     Args:
         inputs: path of each Delta table that was read -> the version read. Named, never hashed.
-        receipt: of the selection that it was trained on; its id and hash become tags.
+        receipt: of the selection that it was trained on; its id and hash become tags, as the commit of the code does.
         system: what `models.system_metrics` saw while it ran.
 
     Returns:
@@ -61,6 +61,7 @@ def log_training_run(
     """
     record = Filter.load(heads_folder).record
     versions = {"filter_version": record.version, "encoder_version": record.encoder_version}
+    versions |= {"git_commit": commit} if (commit := code_commit()) else {}
     if receipt:
         versions |= {"selection_id": str(receipt["selection_id"]), "selection_hash": str(receipt["hash"])}
     now = int(time.time() * 1000)

@@ -11,6 +11,7 @@ from pyspark.sql import functions as F
 
 from etl.config import folder_of
 from etl.export import export_selection
+from etl.gating import CLIP, Gate, _Judged, run_id
 from etl.loop import Loop
 from etl.project import Project
 from etl.receipts import receipt_of, receipts
@@ -35,6 +36,11 @@ def exported(tiny, dfn_receipt, tmp_path_factory):
     root = folder_of(project.sources["pool"].shards)
     export_selection(project.store, "pool", dfn_receipt["selection_id"], folder, shards_root=root, pairs_per_shard=25)
     return folder
+
+
+def gate_of(project):
+    loop = Loop(project)
+    return Gate(project, loop._eval_sets(), loop._data("pool"))
 
 
 def kept_uids(project, receipt):
@@ -93,12 +99,21 @@ def test_the_gate_looks_at_induced_models_and_leaves_its_decision(tiny):
     from models import registry, tracking
 
     project, ended, _ = tiny
-    row = project.store.read("", PROMOTIONS).collect()[0]
-    assert row["verdict"] == ("promoted" if ended.is_promoted else "refused")
-    assert row["champion_compared"] in ("arm whole_pool", "arm random")
+    rows = project.store.read("", PROMOTIONS).orderBy("model").collect()
+    assert [row["model"] for row in rows] == ["clip", "dfn_filter"]
+    assert {row["verdict"] for row in rows} == {"promoted" if ended.is_promoted else "refused"}
+    assert {row["champion_compared"] for row in rows} <= {"arm whole_pool", "arm random"}
+    facts = json.loads(rows[1]["facts"])
+    assert facts["values"] == pytest.approx({str(s): v for s, v in ended.arms["dfn"].metrics["avg"].items()}, abs=1e-6)
+    own = np.mean([made.final.metrics["things.r5"] for made in ended.filters.values()])
+    assert facts["filters_own_not_used"] == pytest.approx(own, abs=1e-6)
     tracking.connect(project.tracking_uri)
-    assert registry.champion() == ("1" if ended.is_promoted else None)
+    assert [registry.champion(model) for model in ("dfn_filter", "clip")] == ["1" if ended.is_promoted else None] * 2
     assert "dfn_filter version 1" in ended.verdict
+    cost = (
+        "at most 9 induced runs (11,520 samples seen) and 3 filters (5,760); looks after 3 seeds at the level of 0.05"
+    )
+    assert [line for line in tiny[2] if cost in line] != []
 
 
 def test_the_induced_model_is_registered_once_with_the_receipt_of_its_dataset(tiny, dfn_receipt):
@@ -108,13 +123,16 @@ def test_the_induced_model_is_registered_once_with_the_receipt_of_its_dataset(ti
 
     project, ended, _ = tiny
     client = mlflow.MlflowClient()
+    judged = _Judged(CLIP, ended.arms["dfn"].models[0], "", None, "", "")
     with answering(project.tracking_uri):
         for _ in range(2):
-            Loop(project)._register_clip(ended.arms["dfn"])
+            gate_of(project)._register(judged, ended.arms["dfn"])
         (version,) = client.search_model_versions("name='clip'")
     assert version.tags["selection_id"] == dfn_receipt["selection_id"]
     assert version.tags["selection_hash"] == dfn_receipt["hash"]
     assert json.loads(version.tags["selection_rule"]) == dfn_receipt["rule"]
+    runs = json.loads(version.tags["judged"])["runs"]
+    assert runs == {str(seed): run_id(model) for seed, model in ended.arms["dfn"].models.items()}
     run = client.get_run(version.run_id)
     assert (run.data.tags["selection_id"], run.info.status) == (dfn_receipt["selection_id"], "FINISHED")
     assert {"heads", "environment.json", "receipt.json"} <= {f.path for f in client.list_artifacts(version.run_id)}
@@ -124,9 +142,9 @@ def test_the_induced_model_is_registered_once_with_the_receipt_of_its_dataset(ti
 def test_where_mlflow_is_down_nothing_is_decided_and_the_round_ends(tiny):
     project, ended, _ = tiny
     away = Project(project.config.model_copy(update={"tracking_uri": "http://127.0.0.1:1"}))
-    verdict, is_promoted = Loop(away)._decide_if_tracked(ended.arms, ended.filters)
-    assert verdict.startswith("not decided: wanted MLflow at http://127.0.0.1:1; found no answer; fix: start it")
-    assert not is_promoted
+    verdict = gate_of(away).look(ended.arms, ended.filters)
+    assert verdict.text.startswith("not decided: wanted MLflow at http://127.0.0.1:1; found no answer; fix: start it")
+    assert (verdict.is_promoted, verdict.is_closed) == (False, True)
 
 
 def test_the_noise_of_the_filter_dataset_is_said_once(tiny, tiny_output):

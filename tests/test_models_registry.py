@@ -1,4 +1,4 @@
-"""MLflow on sqlite: what was logged is what comes back, and the gate sees differences only beyond noise."""
+"""MLflow on sqlite: what was logged is what comes back."""
 
 import io
 import json
@@ -23,7 +23,6 @@ from models.clip import WEIGHTS, assemble
 from models.embedder import Embedder
 from models.encoder import Encoder
 from models.filters import Filter, save_filter
-from models.gate import GateDecision, gate
 from models.records import EncoderRecord, RegistryError, WeightsError
 
 DIM = TINY["embed_dim"]
@@ -93,20 +92,19 @@ def test_versions_are_found_again_by_number_and_alias(registered, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def test_heads_are_registered_once_and_what_judged_a_champion_stays(registered):
-    root, run_id, _ = registered
-    arguments = ("other_filter", run_id, root / "heads1", root / "encoder")
-    assert registry.champion_tags("other_filter") is None
-    assert registry.ensure_registered(*arguments, tags={"judged": "a"}) == ("1", False)
-    assert registry.ensure_registered(*arguments, tags={"judged": "b"}) == ("1", False)
-    registry.set_alias("other_filter", registry.CHAMPION, "1")
-    assert registry.ensure_registered(*arguments, tags={"judged": "c"}) == ("1", True)
-    record = Filter.load(root / "heads1").record
-    assert registry.champion_tags("other_filter") == {
-        "filter_version": record.version,
-        "encoder_version": record.encoder_version,
-        "judged": "b",
-    }
+def test_a_version_is_found_by_the_content_of_its_heads(registered):
+    root, run_id, versions = registered
+    records = [Filter.load(root / f"heads{number}").record for number in (1, 2)]
+    assert [registry.registered("dfn_filter", root / f"heads{number}") for number in (1, 2)] == versions
+    assert [registry.version_of("dfn_filter", record.version) for record in records] == versions
+    assert (registry.version_of("dfn_filter", "0" * 16), registry.registered("other", root / "heads1")) == (None, None)
+    assert (registry.champion_tags("other"), registry.aliases("other")) == (None, {})
+    registry.set_tags("dfn_filter", "2", {"judged": "b"})
+    assert registry.tags_of("dfn_filter", "2") == {
+        "filter_version": records[1].version, "encoder_version": records[1].encoder_version, "judged": "b"
+    }  # fmt: skip
+    (metrics,) = registry.metrics_of({7: run_id}).values()
+    assert metrics == dict(mlflow.MlflowClient().get_run(run_id).data.metrics) != {}
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -252,35 +250,3 @@ def test_heads_of_another_encoder_are_not_registered(registered, tmp_path):
 def test_a_folder_is_no_tracking_store():
     with pytest.raises(ValueError, match="fix: sqlite:///"):
         tracking.connect("./mlruns")
-
-
-def test_the_gate_passes_a_difference_beyond_noise():
-    """By hand: differences 1 2 3 4 5 have mean 3, standard error sqrt(.5), t = 4.2426 with 4 degrees of freedom."""
-    decision = gate([2, 4, 6, 8, 10], [1, 2, 3, 4, 5])
-    assert (decision.is_better, decision.mean_difference, decision.num_seeds) == (True, 3, 5)
-    assert decision.p_value == pytest.approx(0.006618, abs=1e-5)
-    assert decision.reason == "mean difference +3.0000 over 5 seeds, p = 0.0066: better beyond noise"
-
-
-@pytest.mark.parametrize(
-    ("challenger", "baseline", "level"),
-    [
-        ([1, 2, 3, 4, 5], [2, 4, 6, 8, 10], 0.05),  # worse, and surely so: one-sided
-        ([0.3, 0.1, 0.3, 0.1], [0.1, 0.3, 0.1, 0.25], 0.05),  # better in the mean only
-        ([2, 4, 6, 8, 10], [1, 2, 3, 4, 5], 0.001),  # not at this level
-        ([0.5] * 5, [0.5] * 5, 0.05),  # the same
-        ([0.9, 0.9], [0.1, 0.1], 0.05),  # too few seeds
-        ([], [], 0.05),
-    ],
-)
-def test_the_gate_stays_shut(challenger, baseline, level):
-    decision = gate(challenger, baseline, level=level)
-    assert isinstance(decision, GateDecision)
-    assert not decision.is_better
-
-
-def test_the_gate_pairs_by_seed_and_wants_numbers():
-    assert gate([0.11, 0.51, 0.91], [0.1, 0.5, 0.9]).is_better  # seeds differ by far more than the arms
-    for challenger, baseline in [([1, 2, 3], [1, 2]), ([1, 2, float("nan")], [0, 0, 0])]:
-        with pytest.raises(ValueError, match="every seed"):
-            gate(challenger, baseline)
