@@ -16,5 +16,6 @@
     selection   all of the above           -> selections, receipts   a rule, and the proof of what it kept
     listed      a list of uids, pairs      -> selections, receipts   in place of selection: what somebody published
 
-`stages/__init__.py` is the recipe. `loop.py` goes on from there: export, train, evaluate, gate, promote.
+`stages/__init__.py` is the recipe. `loop.py` goes on from there: train, evaluate; `gating.py` judges, `promotion.py`
+says who is champion, `backfill.py` whose scores cover the pool, and `lineage.py` where a model came from.
 """

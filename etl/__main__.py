@@ -18,6 +18,7 @@ import typer
 from etl import ask as ask  # its commands join the app when it is imported
 from etl import evalset_command as evalset_command
 from etl import evaluate_command as evaluate_command
+from etl import promote_command as promote_command
 from etl import train_command as train_command
 from etl.cli import PARTIAL, Conf, Dataset, Json, Quiet, Set, State, app, configured, dataset_of, samples
 from etl.console import INTERRUPTED, Reporter, emit
@@ -48,7 +49,8 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Bring stages up to date: ingest, signals, dedup, decontaminate, embed (or features, where vectors came with the
-    release), and what looks for copies by vectors. What is up to date is not done again."""
+    release), and what looks for copies by vectors. What is up to date is not done again. Then what is new in the pool
+    is scored by the filter @serving."""
     from etl.project import BEFORE_FILTERS
 
     if unknown := set(stage) - set(BEFORE_FILTERS):
@@ -59,8 +61,18 @@ def run(
                 f"--dataset: wanted some of {', '.join(project.config.datasets)}; found {', '.join(unknown)}"
             )
         runs = project.run_all(stage, dataset)
-        emit({f"{r.stage}.{r.dataset}": _outcome(r) for r in runs}, as_json=json)
+        emit({f"{r.stage}.{r.dataset}": _outcome(r) for r in runs} | _served(project, stage, dataset), as_json=json)
         _exit_if_partial(project)
+
+
+def _served(project: Any, stages: list[str], datasets: list[str]) -> dict[str, Any]:
+    """What is new, scored by the filter @serving, where all stages ran on the only pool."""
+    pools = project.config.of_kind("pool")
+    if stages or len(pools) != 1 or (datasets and pools[0] not in datasets):
+        return {}
+    from etl.backfill import Backfill
+
+    return dict(Backfill(project, pools[0]).serve())
 
 
 @app.command()

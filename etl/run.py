@@ -172,7 +172,8 @@ class Runner:
 
     def _record(self, run: StageRun, stage: Stage, config: StageConfig) -> None:
         output = self.store.history(run.dataset, stage.writes[-1])[0].version
-        facts = {**run.facts, "timings": dict(run.timings)} if run.timings else run.facts
+        facts = {**run.facts, "timings": dict(run.timings)} if run.timings else dict(run.facts)
+        facts |= {"num_rows_written": run.num_rows_written} if run.num_rows_written else {}
         row = RunRow(
             run.stage, run.dataset, run.key, run.inputs, config.model_dump_json(), facts, run.seconds,
             run.num_rows_in, output, run.num_rows_by_status,
