@@ -1,4 +1,4 @@
-"""Commands that change nothing: status, diff, explain, verify. Read tables, lists and exported shards."""
+"""Commands that change nothing: status, diff, explain, lineage, verify. Read tables, lists, shards and MLflow."""
 
 from __future__ import annotations
 
@@ -81,3 +81,21 @@ def explain(
         from etl.explain import explain as explained
 
         emit(explained(project.store, dataset_of(project, dataset), uid), as_json=json)
+
+
+@app.command()
+def lineage(
+    what: Annotated[str, typer.Argument(help="NAME/VERSION, NAME@ALIAS, a run in MLflow, a selection, or a uid.")],
+    conf: Conf = ["local"],  # noqa: B006
+    override: Set = [],  # noqa: B006
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """From an induced model to the rows, filter version, filter dataset and code that made it; from a selection to its
+    models; from a uid to all selections that hold it and all models trained on it."""
+    with configured(conf, override, quiet) as project:
+        from etl.lineage import Lineage
+        from models.tracking import answering
+
+        with answering(project.tracking_uri):
+            emit(Lineage(project).of(what), as_json=json)
