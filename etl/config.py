@@ -7,6 +7,7 @@ before Spark starts.
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from etl.stages import STAGES
 from etl.stages.selection import DFN, DFN_BEFORE
 from etl.storage import Files, NoSecret, Options
 
+NEEDED_BY_CRAWL = ("aiohttp", "fastwarc", "protego", "resiliparse")
 Kind = Literal["pool", "filter", "dev", "eval"]
 Fraction = Annotated[float, pydantic.Field(gt=0, le=1)]
 
@@ -42,6 +44,8 @@ class DatasetConfig(StageConfig):
     """Made from public packages; its shards are kept in the cache."""
     shards: Files | None = None
     """Glob of WebDataset tars, a path or an fsspec URL."""
+    crawl: Files | None = None
+    """Glob of WARC or WAT files: their images are downloaded into OUTPUT/web/NAME and ingested from there."""
     metadata: Files | None = None
     """Glob of parquet files: alone (pairs without pixels), or joined to the shards by uid."""
     labels: Files | None = None
@@ -49,8 +53,10 @@ class DatasetConfig(StageConfig):
 
     @pydantic.model_validator(mode="after")
     def has_a_source(self) -> DatasetConfig:
-        if bool(self.corpus) == bool(self.shards or self.metadata):
-            raise ValueError("wanted a corpus, or shards and/or metadata")
+        if self.crawl and (lacking := [name for name in NEEDED_BY_CRAWL if importlib.util.find_spec(name) is None]):
+            raise ValueError(f"wanted {lacking[0]}, for a crawl; found none; fix: pip install 'dfn-etl[web]'")
+        if sum(map(bool, (self.corpus, self.crawl, self.shards or self.metadata))) != 1:
+            raise ValueError("wanted a corpus, or a crawl, or shards and/or metadata")
         return self
 
 
@@ -190,7 +196,7 @@ class Config(StageConfig):
     def writes_beside_its_inputs(self) -> Config:
         written = {Path(place).resolve() for place in (self.output_folder, self.tables_root) if "://" not in str(place)}
         for name, dataset in self.datasets.items():
-            for pattern in filter(None, (dataset.shards, dataset.metadata)):
+            for pattern in filter(None, (dataset.shards, dataset.metadata, dataset.crawl)):
                 folder = folder_of(pattern)
                 if "://" not in folder and Path(folder).resolve() in written:
                     raise ValueError(f"wanted output and tables outside the inputs; found datasets.{name} in {folder}")

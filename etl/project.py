@@ -21,18 +21,18 @@ from etl.lanes import TIMINGS
 from etl.run import Runner
 from etl.session import session
 from etl.stage import Slice, Stage, StageConfig, Table, UserError
-from etl.stages import STAGES, decontaminate_semantic, embed, image_signals
+from etl.stages import STAGES, collect, decontaminate_semantic, download, embed, image_signals
 from etl.stages.features import without_npz
 from etl.storage import use
 from etl.store import Store
-from etl.tables import FEATURE_FILES, INPUTS
+from etl.tables import CRAWL_FILES, FEATURE_FILES, INPUTS
 from models.filters import check_encoder, save_filter
 from models.records import RECORD, FilterRecord, VectorsRecord
 
 Say = Callable[[str], None]
 BEFORE_FILTERS = (
-    "ingest", "signals", "dedup", "decontaminate", "embed", "image_signals", "face_boxes", "features", "dedup_semantic",
-    "decontaminate_semantic",
+    "collect", "download", "ingest", "signals", "dedup", "decontaminate", "embed", "image_signals", "face_boxes",
+    "features", "dedup_semantic", "decontaminate_semantic",
 )  # fmt: skip
 """Stages that need no filter: what `dfn run` does when none is named, without those that the config has no use for."""
 
@@ -93,7 +93,13 @@ class Project:
             return None
         return Path(folder_of(self.sources[dataset].shards or ""))
 
+    def web_folder(self, dataset: str) -> Path:
+        """Where what a dataset downloads goes: shards in a folder for each way of downloading."""
+        return self.config.output_folder / "web" / dataset
+
     def _built(self, name: str, dataset: DatasetConfig) -> DatasetConfig:
+        if dataset.crawl:
+            return dataset.model_copy(update={"shards": f"{self.web_folder(name)}/*/*.tar"})
         if dataset.corpus is None:
             return dataset
         folder = corpora.build(name, dataset.corpus, say=self.say)
@@ -105,8 +111,12 @@ class Project:
     def run(self, stage: Stage, dataset: str, settings: StageConfig | None = None) -> StageRun:
         """One stage on one dataset: done, or said to be up to date. Every encoder is served by one pass over pixels.
 
-        Raises UserError for a stage of another kind of encoder.
+        Raises UserError for a stage of another kind of encoder, or of another kind of source.
         """
+        if not self._has_source(stage, dataset):
+            raise UserError(
+                f"stage {stage.name}: wanted datasets.{dataset}.crawl; found none; fix: name WARC or WAT files"
+            )
         if wanted := self._idle_stages.get(stage.name):
             raise UserError(f"stage {stage.name}: wanted {wanted}; found other; fix: configure it, or leave it out")
         if stage is decontaminate_semantic.STAGE:
@@ -138,8 +148,12 @@ class Project:
             for stage in STAGES
             if stage.name in (stages or (name for name in BEFORE_FILTERS if name not in self._idle_stages))
             for name, dataset in self.config.datasets.items()
-            if dataset.kind in stage.kinds and (not datasets or name in datasets)
+            if dataset.kind in stage.kinds and (not datasets or name in datasets) and self._has_source(stage, name)
         ]
+
+    def _has_source(self, stage: Stage, dataset: str) -> bool:
+        """Whether a dataset has what the stages of the web read."""
+        return stage not in (collect.STAGE, download.STAGE) or bool(self.config.datasets[dataset].crawl)
 
     @property
     def _idle_stages(self) -> dict[str, str]:
@@ -161,6 +175,8 @@ class Project:
         if "shards_root" in wanted:
             source = self.sources[dataset]
             known |= {"shards_root": folder_of(source.shards) if source.shards else "", "metadata": source.metadata}
+        if "web_folder" in wanted:
+            known["web_folder"] = str(self.web_folder(dataset))
         if stage is image_signals.STAGE:
             same = self.config.stages.embed  # type: ignore[attr-defined]
             known |= {name: getattr(same, name) for name in embed.PassConfig.model_fields if name not in known}
@@ -185,7 +201,11 @@ class Project:
         """Files that could not be read whole, as `dataset: uri: reason`: then the exit code says partial."""
         lines = []
         version = {"encoder_version": self.encoder[0].version} if self.config.encoder.published else None
-        ledgers: list[tuple[Table, Slice | None]] = [(INPUTS, None), *([(FEATURE_FILES, version)] if version else [])]
+        ledgers: list[tuple[Table, Slice | None]] = [
+            (CRAWL_FILES, None),
+            (INPUTS, None),
+            *([(FEATURE_FILES, version)] if version else []),
+        ]
         for name, (table, where) in product(self.config.datasets, ledgers):
             if self.store.exists(name, table):
                 ledger = self.store.read(name, table, where=where)

@@ -97,6 +97,8 @@ class Rows:
             self.must_replace = False
         self.num_committed += 1
         self.num_written += num_rows
+        if job.stage.committed:
+            job.stage.committed(job.config, job.written())
 
     def progress(self, seconds: float) -> Progress:
         left_now = sum(self.missing[id_][1] for id_ in self.todo) - self.num_written

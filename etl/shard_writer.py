@@ -6,6 +6,7 @@ folder as {"files": [{"file", "size_bytes", "sha256"}]}. Import from `etl.shards
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import tarfile
@@ -47,6 +48,9 @@ class Sink:
         self.size_bytes += len(data)
         return self.file.write(data)
 
+    def tell(self) -> int:
+        return self.size_bytes
+
 
 class ShardWriter:
     """One tar, under a name of this attempt alone, in the folder where it will be published. Same samples, same bytes.
@@ -62,7 +66,7 @@ class ShardWriter:
         self._path = f"{folder}/{self._temporary}"
         self._sink = Sink(self._files.open(self._path, "wb"))
         sink = cast(IO[bytes], self._sink)
-        self._tar = tarfile.open(fileobj=sink, mode="w|", format=tarfile.PAX_FORMAT)  # noqa: SIM115 - see `close`
+        self._tar = tarfile.open(fileobj=sink, mode="w", format=tarfile.PAX_FORMAT)  # noqa: SIM115 - see `close`
         self._num_samples, self._last_key, self._is_open = 0, "", True
 
     def __enter__(self) -> Self:
@@ -85,6 +89,15 @@ class ShardWriter:
             header.size = len(members[extension])
             self._tar.addfile(header, BytesIO(members[extension]))
         self._num_samples, self._last_key = self._num_samples + 1, key
+
+    def flush(self) -> None:
+        """What was added outlasts this process."""
+        self._sink.file.flush()
+
+    def lock(self) -> None:
+        """Held until the file is closed or its process dies: a temporary file without a lock has no writer any more."""
+        if isinstance(self._files, LocalFileSystem):
+            fcntl.flock(self._sink.file.fileno(), fcntl.LOCK_EX)
 
     def close(self) -> ShardWritten:
         """Finishes the tar. What is returned goes into the manifest; `publish` gives the file its name."""

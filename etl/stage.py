@@ -97,6 +97,8 @@ class Stage:
     """Files named by the dataset's config, as the first input, for the stage that has no table before it."""
     shared: Shared | None = None
     """The costly part of a `rows` stage, which several runs can make together."""
+    committed: Callable[[Any, DataFrame], None] | None = None
+    """committed(config, written), on the driver after each chunk's commit: tidies what executors wrote beside rows."""
     slice_of: Callable[[StageConfig, str], Slice] | None = None
     """Which slice of `writes` a run fills, from its config and key. Default: config fields named like the columns."""
 

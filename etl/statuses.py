@@ -1,4 +1,6 @@
-"""The statuses of rows, in every table. Touches nothing."""
+"""The closed set of statuses, and the checks that every table has in common. Touches nothing."""
+
+from __future__ import annotations
 
 STATUSES = {
     "ok": "went through",
@@ -22,6 +24,30 @@ STATUSES = {
     "unreadable": "the file could not be opened",
     "invalid_output": "the model gave NaN, infinity or a zero vector",
     "no_vectors": "no usable vectors to score",
+    "unsupported_url": "not an absolute http or https URL, or one with credentials, or too long",
+    "over_cap": "beyond the images that are taken of one page",
+    "not_html": "an answer that is no page, or no page with status 200",
+    "bad_record": "a record that does not parse",
+    "not_a_crawl_file": "the file holds no WARC record",
+    "blocked_address": "the host is at no address that may be connected to",
+    "blocklisted": "on a blocklist, by URL, domain or sha256",
+    "opted_out": "robots.txt, a header or a page says no; the evidence is beside it",
+    "dns_error": "the host has no address",
+    "connect_error": "no connection, or one that broke",
+    "tls_error": "no certificate that can be trusted, or no TLS",
+    "timeout": "not done at the deadline",
+    "too_many_redirects": "more redirects than the cap, or in a circle",
+    "http_error": "an answer that is none: status 400 and above, or one that does not parse",
+    "hash_mismatch": "the bytes are not those that the index says",
     "bad_npz": "the npz beside a metadata file does not parse, or does not fit it row by row",
 }
 """The closed set: the status of any row in any table, and what it means."""
+
+
+def one_of(names: dict[str, str]) -> str:
+    """A SQL condition: the status is one of these."""
+    return "status IN (" + ", ".join(f"'{name}'" for name in names) + ")"
+
+
+UID_CHECK = {"uid_is_32_hex": "uid RLIKE '^[0-9a-f]{32}$' AND length(uid) = 32"}
+STATUS_CHECK = {"status_is_known": one_of(STATUSES)}

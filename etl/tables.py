@@ -1,5 +1,7 @@
 """Every data contract: what a row is, its columns with meaning and unit, key, slices, checks. Touches nothing.
 
+Those of the web are in `web_tables.py`, the statuses in `statuses.py`.
+
 Units are suffixes: `_px`, `_bytes`, `_bits`, `_seconds`, `_fraction`, `_at` (UTC). `is_` starts a boolean, `num_` a
 count.
 """
@@ -7,15 +9,12 @@ count.
 from __future__ import annotations
 
 from etl.stage import Table
+from etl.statuses import STATUS_CHECK as _STATUS
 from etl.statuses import STATUSES as STATUSES
-
-
-def _one_of(names: dict[str, str]) -> str:
-    return "status IN (" + ", ".join(f"'{name}'" for name in names) + ")"
-
-
-_UID = {"uid_is_32_hex": "uid RLIKE '^[0-9a-f]{32}$' AND length(uid) = 32"}
-_STATUS = {"status_is_known": _one_of(STATUSES)}
+from etl.statuses import UID_CHECK as _UID
+from etl.web_tables import CANDIDATES as CANDIDATES
+from etl.web_tables import CRAWL_FILES as CRAWL_FILES
+from etl.web_tables import FETCHES as FETCHES
 
 INPUTS = Table(
     "inputs",
@@ -281,7 +280,7 @@ EVALSETS = Table(
 )
 
 DATASET_TABLES = (
-    INPUTS, PAIRS, SIGNALS, DUPLICATES, CONTAMINATED, EMBEDDINGS, FEATURE_FILES, IMAGE_SIGNALS, SCORES, SELECTIONS,
-    RECEIPTS, SHARDS,
+    CANDIDATES, CRAWL_FILES, FETCHES, INPUTS, PAIRS, SIGNALS, DUPLICATES, CONTAMINATED, EMBEDDINGS, FEATURE_FILES,
+    IMAGE_SIGNALS, SCORES, SELECTIONS, RECEIPTS, SHARDS,
 )  # fmt: skip
 PROJECT_TABLES = (RUNS, EVALUATIONS, PROMOTIONS, EVALSETS)

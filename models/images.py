@@ -167,6 +167,12 @@ def inspect(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageFacts:
     return ImageFacts(sniff(data), image.width, image.height, phash)
 
 
+def measure(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[str, int, int]:
+    """Format, width and height as the header has them, held against the caps; nothing is decoded. Raises ImageError."""
+    with _opened(data, max_pixels, FORMATS) as image:
+        return sniff(data), image.width, image.height
+
+
 def orientation(data: bytes) -> int:
     """The turn that `decode_rgb` applies: EXIF's 1 (none) to 8. A PNG without EXIF may be decoded to find it.
 

@@ -2,10 +2,12 @@
 
 from etl.stage import Stage
 from etl.stages import (
+    collect,
     decontaminate,
     decontaminate_semantic,
     dedup,
     dedup_semantic,
+    download,
     embed,
     face_boxes,
     features,
@@ -20,6 +22,8 @@ from etl.stages import (
 )
 
 STAGES: tuple[Stage, ...] = (
+    collect.STAGE,  # of a dataset that names crawl files
+    download.STAGE,  # likewise
     ingest.STAGE,
     signals.STAGE,
     dedup.STAGE,

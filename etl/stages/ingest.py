@@ -124,7 +124,8 @@ def transform(files: DataFrame, known: DataFrame, *, config: Config) -> tuple[Da
 
 
 def marked(samples: DataFrame, known: DataFrame) -> DataFrame:
-    """`samples` with status duplicate_uid on all but the first row of a uid, here and among the pairs known before.
+    """`samples` (uri, number, uid, shard, offset_bytes, status and more) with status duplicate_uid on all but the first
+    row of a uid, here and among the pairs known before.
 
     `is_written`: the pair is known because a killed run wrote this very row, and not yet its file in the ledger. It
     counts as what it is, and is not written again. (A row without a place is only known as a duplicate.) Captions and
@@ -151,7 +152,7 @@ def marked(samples: DataFrame, known: DataFrame) -> DataFrame:
     found = samples.join(marks, on=["uri", "number"], how="left")
     status = F.when(F.col("is_later"), "duplicate_uid").otherwise(F.col("status"))
     return found.select(
-        "uri", *[c for c in COLUMNS if c != "status"], status.alias("status"),
+        *[c for c in samples.columns if c != "status"], status.alias("status"),
         F.coalesce("is_written", F.lit(False)).alias("is_written"),
     )  # fmt: skip
 

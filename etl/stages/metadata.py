@@ -6,7 +6,6 @@ reason in the ledger, never an error.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 
 from etl.shards import ShardSummary
 from etl.storage import open_ranges
+from etl.uids import uid_of
 
 KNOWN_NAMES = {
     "uid": "uid",
@@ -113,7 +113,7 @@ def uids_of(found: Mapping[str, pa.Array], num_rows: int) -> pa.Array:
     given, is_one = _given(found.get("uid", absent))
     lacking = pc.invert(is_one)
     pairs = zip(*(found.get(kind, absent).filter(lacking).to_pylist() for kind in ("url", "text")), strict=True)
-    made = pa.array([_md5(url, text) for url, text in pairs], pa.string())
+    made = pa.array([uid_of(url, text) for url, text in pairs], pa.string())
     return pc.replace_with_mask(given, lacking, made) if len(made) else given
 
 
@@ -121,10 +121,6 @@ def _given(uids: pa.Array) -> tuple[pa.Array, pa.Array]:
     """In lower case; and which are 32 hex digits."""
     lower = pc.ascii_lower(uids)
     return lower, pc.fill_null(pc.match_substring_regex(lower, UID), False)
-
-
-def _md5(url: str | None, text: str | None) -> str:
-    return hashlib.md5(f"{url or ''}\0{text or ''}".encode(), usedforsecurity=False).hexdigest()
 
 
 @contextmanager
