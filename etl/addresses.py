@@ -2,6 +2,7 @@
 
 The one check stands where a socket is made, on the very address that is dialled: so it holds for every hop, for numbers
 in place of names however they are written, and against a name whose address changes between a check and a connection.
+Names are looked up to allowed addresses only, so that of several the good ones are tried.
 Ours, since what aiohttp has is a place for it and no policy.
 """
 

@@ -220,7 +220,7 @@ def test_bytes_that_are_not_those_of_the_index_are_in_no_shard(tmp_path):
 
 def test_what_an_attempt_stored_before_it_broke_is_not_fetched_again(tmp_path, monkeypatch):
     """Also what is in a tar that was cut in the middle of a sample."""
-    with serving(Site({f"/{n}": image(picture(n)) for n in range(8)})) as site:
+    with serving(Site({f"/{n}": image(picture(n, (120, 90))) for n in range(8)})) as site:
         rows = task_rows(site, 8)
         add, count = ShardSink.add, []
 
@@ -251,6 +251,7 @@ def test_what_an_attempt_stored_before_it_broke_is_not_fetched_again(tmp_path, m
             row["uid"] for tar in sorted(tmp_path.glob("*/*.tar")) for row in scan(str(tar)) if isinstance(row, dict)
         ]
         assert sorted(in_shards) == sorted(row["uid"] for row in rows)
+        assert all(tar.stat().st_size % 10240 == 0 for tar in tmp_path.glob("*/*.tar"))
         by_shard = {row["uid"]: row["shard"] for row in found}
         assert all((tmp_path / shard).exists() for shard in by_shard.values())
 
@@ -259,6 +260,8 @@ def test_a_tar_whose_writer_lives_is_left_alone(tmp_path):
     sink = ShardSink(tmp_path, 0, 10)
     sink.add({"uid": "a" * 32, "shard": None}, b"image", "png", "text", {})
     assert take_over(tmp_path) == 0
+    (unfinished,) = tmp_path.glob(".*.tmp")
+    assert f"{'a' * 32}.txt".encode() in unfinished.read_bytes()  # what was added is on the disk, and not in a buffer
     assert (list(tmp_path.glob("*.tar")), len(list(tmp_path.glob(".*.tmp")))) == ([], 1)
     sink.close()
     (tar,) = tmp_path.glob("*.tar")
