@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from etl.config import ArmConfig, LoopConfig
 from etl.filters import Filters
 from etl.job import StageRun
+from etl.loop_config import ArmConfig, LoopConfig
 from etl.project import Project
 from etl.receipts import receipt_of
 from etl.stage import UserError

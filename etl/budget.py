@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean
 from typing import Any
 
-from etl.config import LoopConfig
+from etl.loop_config import LoopConfig
 from etl.project import Project
 from etl.receipts import receipts
 from models.budget import Point, fit, forecast_miss, lacking, usable

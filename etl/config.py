@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,9 +21,9 @@ from etl.corpora import CorpusSpec
 from etl.encoder_config import EncoderConfig as EncoderConfig
 from etl.evalsets import EvalSetsConfig
 from etl.filter_specs import FilterSpec, problem
-from etl.gate_config import BackfillConfig, GateConfig
-from etl.guard import GuardConfig
-from etl.layers import layered, merge
+from etl.gate_config import BackfillConfig
+from etl.layers import layered
+from etl.loop_config import LoopConfig
 from etl.rule import COLUMNS
 from etl.stage import StageConfig, UserError
 from etl.stages import STAGES
@@ -32,7 +32,6 @@ from etl.storage import Files, NoSecret, Options
 
 NEEDED_BY_CRAWL = ("aiohttp", "fastwarc", "protego", "resiliparse")
 Kind = Literal["pool", "filter", "dev", "eval"]
-Fraction = Annotated[float, pydantic.Field(gt=0, le=1)]
 
 
 class DatasetConfig(StageConfig):
@@ -65,89 +64,6 @@ class SparkConfig(StageConfig):
     """Two cores; a task may fail three times, as on a cluster."""
     conf: dict[str, str] = pydantic.Field(default={})
     """Spark settings over the defaults of `etl.store.session`."""
-
-
-class TrainingConfig(StageConfig):
-    """One training run on stored vectors; see `models.train.TrainConfig` for what each field does."""
-
-    steps: int = pydantic.Field(gt=0)
-    batch_size: int = pydantic.Field(default=128, gt=1)
-    lr: float = pydantic.Field(default=1e-3, gt=0)
-    dropout: float = pydantic.Field(default=0.1, ge=0, lt=1)
-
-
-class FinetuneConfig(TrainingConfig):
-    """The DFN recipe's second step: the filter goes on, on cleaner pairs, and the weights before and after are averaged
-    (arXiv 2309.17425 does so on MS COCO, Flickr30k and ImageNet with class names in templates)."""
-
-    dataset: str
-    """Of kind filter; `loop.filter_dataset` is what the filter was trained on before."""
-    steps: int = pydantic.Field(default=100, gt=0)
-    lr: float = pydantic.Field(default=1e-4, gt=0)
-    dropout: float = pydantic.Field(default=0.5, ge=0, lt=1)
-    alpha: float = pydantic.Field(default=0.5, ge=0, le=1)
-    """Of the average: 0 is the filter before, 1 the fine-tuned one."""
-    templates: tuple[str, ...] = ()
-    """With a `{}` for the class: captions of a dataset with labels, a template a pair, in place of its own."""
-
-    @property
-    def training(self) -> TrainingConfig:
-        return TrainingConfig(**{name: getattr(self, name) for name in TrainingConfig.model_fields})
-
-
-class ArmConfig(StageConfig):
-    """A way to choose from the pool; each arm's induced models see the same number of samples."""
-
-    keep: Literal["whole_pool", "random", "filter"]
-    of: str = DFN
-    """Of keep: filter. dfn: the one that each seed of the round trains; dfn_before: the same before it was fine-tuned;
-    or a name in `filters`."""
-    fraction: Fraction = 0.15
-
-
-ARMS: dict[str, Any] = {
-    "whole_pool": {"keep": "whole_pool", "fraction": 1.0},
-    "random": {"keep": "random"},
-    "dfn": {"keep": "filter"},
-}
-"""Under every configured one, so that a layer can change a field of an arm, or leave an arm out by `null`."""
-
-
-class LoopConfig(StageConfig):
-    """One round: train filters, score, select, train induced models, evaluate, gate, promote."""
-
-    seeds: Annotated[tuple[int, ...], pydantic.Field(min_length=1)] = (0, 1, 2, 3, 4)
-    """Of filter, selection and induced model alike; pairs the arms in the gate's test."""
-    filter: TrainingConfig = TrainingConfig(steps=400, dropout=0.5)
-    filter_dataset: str = ""
-    """That filters are trained on; empty: the only one of kind filter that `finetune` does not name."""
-    init: str = ""
-    """Where filters begin: a filter's folder or models:/NAME@ALIAS, of the same encoder; empty: random weights."""
-    finetune: FinetuneConfig | None = None
-    induced: TrainingConfig = TrainingConfig(steps=200, dropout=0.1)
-    arms: dict[str, ArmConfig] = pydantic.Field(default={}, validate_default=True)
-    """Name -> arm; see ARMS for those that are always there."""
-    headline: str = "avg"
-    """The metric that the gate looks at: the mean of `headline_parts`."""
-    headline_parts: tuple[str, ...] = ()
-    """DATASET.METRIC of evaluation sets."""
-    gate: GateConfig = GateConfig()
-    guard: GuardConfig = GuardConfig()
-    """How much noise the filter dataset may hold."""
-
-    @pydantic.field_validator("arms", mode="before")
-    @classmethod
-    def over_the_usual_ones(cls, arms: Any) -> Any:
-        if not isinstance(arms, Mapping):
-            return arms
-        return {name: arm for name, arm in merge(ARMS, arms).items() if arm is not None}
-
-    @pydantic.field_validator("seeds")
-    @classmethod
-    def are_distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) < len(seeds):
-            raise ValueError("wanted each seed once")
-        return seeds
 
 
 StagesConfig: type[StageConfig] = pydantic.create_model(  # type: ignore[call-overload]

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from etl.config import FinetuneConfig
 from etl.filters import filter_folder
+from etl.loop_config import FinetuneConfig
 from etl.project import Project
 from etl.shard_writer import write_manifest
 from etl.stage import UserError, digest

@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from etl.config import TrainingConfig
+from etl.loop_config import TrainingConfig
 from etl.project import Project
 from etl.runs import RunRow, find_runs, record_runs
 from etl.shard_writer import publish_json

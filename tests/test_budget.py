@@ -4,7 +4,7 @@ import mlflow
 import pytest
 
 from etl.budget import points_of, repeats_by_fraction
-from etl.config import LoopConfig
+from etl.loop_config import LoopConfig
 from etl.stages.selection import Condition, Config, Keep
 from models import tracking
 from models.budget import Point
