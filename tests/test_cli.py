@@ -57,7 +57,7 @@ IN_AND_OUT = ["datasets.mine.kind=filter", "datasets.mine.shards=/data/in/*.tar"
         (["stages.embbed.chunk_rows=5"], ["stages.embbed: unknown key", "did you mean embed?"]),
         (["datasets.pool.corpus.limt=5"], ["datasets.pool.corpus.limt: unknown key", "did you mean limit?"]),
         (["outptu=x"], ["outptu: unknown key", "did you mean output?"]),
-        (["bad=1"], ["bad: unknown key", "known keys: datasets, encoder,"]),
+        (["bad=1"], ["bad: unknown key", "known keys: backfill, datasets,"]),
         (["datasets.pool.corpus.permute_fraction=-0.5"], ["pool.corpus.permute_fraction", "or equal to 0", "-0.5"]),
         (["stages.selection.keep.top_fraction=-0.1"], ["stages.selection.keep.top_fraction", "greater than 0", "-0.1"]),
         (["stages.selection.keep.top_fraction=1.5"], ["stages.selection.keep.top_fraction", "or equal to 1", "1.5"]),
