@@ -41,7 +41,8 @@ class Config(StageConfig):
 def groups(pairs: DataFrame, method: Method, config: Config) -> DataFrame:
     """(uid, group_uid, distance) by one method."""
     if method == "url_text":
-        return equal_groups(_rows(pairs, url_text("url", "text"), has_pixels=False))
+        # Computed once: its patterns cost more than all else, and rows are read three times.
+        return equal_groups(_rows(pairs, url_text("url", "text"), has_pixels=False).localCheckpoint())
     if method == "minhash":
         captions = _rows(pairs.where("text RLIKE '\\\\S'"), F.col("text"), has_pixels=False)
         return near_groups(
