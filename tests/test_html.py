@@ -265,7 +265,7 @@ def test_a_file_that_is_whole(tmp_path, name):
     records = [
         record("", b"software: x", "warcinfo", "application/warc-fields"), bird(1), bird(2, status=404),
         page("http://x.test/png", b"\x89PNG", "image/png"), record("dns:x.test", b"", "response", "text/dns"),
-        page("http://x.test/gz", gzip.compress(b"<img src=3 alt='bird 3'>"), Content_Encoding="gzip"),
+        page("http://x.test/gz", gzip.compress(b"<img src=3 alt='bird 3'>", mtime=0), Content_Encoding="gzip"),
         page("http://x.test/kept", b"<img src=4 alt='bird 4'>", Content_Encoding="gzip"),
         page("http://x.test/ch", b"18;x\r\n<img src=5 alt='bird 5'>\r\n0\r\n\r\n", Transfer_Encoding="chunked"),
         page("http://x.test/br", b"zzz", Content_Encoding="br"),
@@ -299,9 +299,9 @@ def test_a_file_cut_anywhere_but_between_records_says_so_and_keeps_what_is_whole
 def test_damage_costs_the_record_it_hits_and_not_the_rest(tmp_path):
     path = write_crawl(tmp_path / "a.warc.gz", *map(bird, range(6)))
     whole = bytearray(path.read_bytes())
-    size = len(gzip.compress(bird(0), 1))
+    size = len(gzip.compress(bird(0), 1, mtime=0))
     whole[size + 60 : size + 90] = bytes(30)
-    path.write_bytes(bytes(whole) + b"garbage" + gzip.compress(bird(7)))
+    path.write_bytes(bytes(whole) + b"garbage" + gzip.compress(bird(7), mtime=0))
     texts, line = scanned(path)
     assert texts == ["bird 0", *(f"bird {n}" for n in range(2, 6)), "bird 7"]
     assert line.status == "bad_record"
@@ -316,7 +316,7 @@ def test_a_wrong_length_costs_the_record_that_lies(tmp_path, length):
     assert line.status in ("cut", "bad_record")
 
 
-@pytest.mark.parametrize("data", [b"no warc at all\n" * 50, b"\0" * 5000, gzip.compress(b"text" * 500)])
+@pytest.mark.parametrize("data", [b"no warc at all\n" * 50, b"\0" * 5000, gzip.compress(b"text" * 500, mtime=0)])
 def test_a_file_that_is_none(tmp_path, data):
     (tmp_path / "a").write_bytes(data)
     texts, line = scanned(tmp_path / "a")
@@ -332,7 +332,7 @@ def test_bombs_and_endless_pages_are_capped_in_memory_and_time(tmp_path):
     filler = b"<p>" + b"a" * (64 << 20)
     bombs = [
         page("http://x.test/1", b"<img src=1 alt='bird 1'>" + filler),
-        page("http://x.test/2", gzip.compress(b"<img src=2 alt='bird 2'>" + filler), Content_Encoding="gzip"),
+        page("http://x.test/2", gzip.compress(b"<img src=2 alt='bird 2'>" + filler, mtime=0), Content_Encoding="gzip"),
         page("http://x.test/3", b"<img src=3 alt='bird 3'>" * 100_000),
         page("http://x.test/4", b"<div>" * 200_000 + b"<img src=4 alt='bird 4'>"),
         page("http://x.test/5", b"<img src=5 alt='" + b"a" * (2 << 20)),
