@@ -30,7 +30,8 @@ class Config(StageConfig):
     """Hamming distance of perceptual hashes up to which images count as the same, in bits. Of 800 pictures of the
     demo's pool, held against 450 of its evaluation pictures, 3 are within 4 bits, 2 of them copies to the eye; 7 bits
     flag a fourth, no copy. Symmetric pictures, such as stars, have hashes that a JPEG of quality 90 changes by 14 bits
-    and more: vectors find these. See `tests/bench/leaks.py`."""
+    and more: vectors find these. 4 bits find 93 to 95 % of JPEGs; 42 % where 2 % is cropped, nothing that is flipped.
+    See `tests/bench/leaks.py`."""
 
 
 def same_bytes(pairs: DataFrame, references: DataFrame) -> DataFrame:

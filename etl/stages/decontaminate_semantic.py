@@ -30,9 +30,9 @@ class Config(StageConfig):
     max_distance: float = pydantic.Field(default=0.1, ge=0, lt=2)
     """1 - cosine to an evaluation image's vector up to which a pair counts as a copy of it. With the demo's encoder: of
     800 pictures of its pool, held against 450 of its evaluation pictures, 3 are within .1, all of them copies to the
-    eye; the first that is none is at .14. Of 31 edits of 100 pictures .1 finds 52 %, 4 bits of the perceptual hash
-    38 %, both 64 %: of JPEGs of quality 90 98 %, 50 74 %, 20 66 %. Another encoder wants another value: see
-    `tests/bench/leaks.py`."""
+    eye; the first that is none is at .14. Of 31 edits of 150 pictures .1 finds 53 %, 4 bits of the perceptual hash
+    52 %, both 72 %: of JPEGs of quality 90 99 %, of 50 and of 20 97 %. (.32, as calibrated on 100 pictures of the pool:
+    88 %; too few to see what looks alike.) Another encoder wants another value: see `tests/bench/leaks.py`."""
     part_rows: int = pydantic.Field(default=50_000, gt=0, exclude=True)
     """Vectors of a part of either side: 50 MB of 512 dimensions, three times for a moment."""
     encoder: str = ""
