@@ -33,7 +33,7 @@ SPECS = [
 def many(tiny, tmp_path_factory):
     """(project with many filters over a copy of the tables of the tiny recipe, its Filters, the trained filter)."""
     project, ended, _ = tiny
-    trained, out = ended.filters[0].folder, tmp_path_factory.mktemp("many")
+    trained, out = ended.filters[0].final.folder, tmp_path_factory.mktemp("many")
     shutil.copytree(project.config.output_folder / "tables", out / "tables")
     given = [f"output={out}", f"stages.embed.calls_file={out}/calls", f"filters.dfn1={{folder: {trained}}}"]
     other = Project(load(["tiny"], [*given, *SPECS]))

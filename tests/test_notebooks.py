@@ -32,7 +32,7 @@ def stored(tiny):
     from etl.tables import SCORES
 
     project, ended, _ = tiny
-    filter_ = ended.filters[1].folder
+    filter_ = ended.filters[1].final.folder
     record = FilterRecord.read(filter_)
     where = {"filter": record.name, "filter_version": record.version}
     rows = project.store.read("pool", SCORES, where=where).select("uid", "score").collect()

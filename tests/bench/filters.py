@@ -40,7 +40,7 @@ def main() -> None:
     started = cpu_seconds()
     project.run_all()
     encoded = cpu_seconds() - started
-    trained = Loop(project).run().filters[0].folder
+    trained = Loop(project).run().filters[0].final.folder
     # Fewer references and images than in the demo, where the pool is the tiny one.
     small = ["filters.s_clip_loss={s_clip_loss: {base: dfn, num_batches: 2, batch_size: 100}}",
              "filters.clusters={clusters: {target: {dataset: clean}, num_clusters: 8}}"]  # fmt: skip
