@@ -63,7 +63,7 @@ IN_AND_OUT = ["datasets.mine.kind=filter", "datasets.mine.shards=/data/in/*.tar"
         (["stages.selection.keep.top_fraction=1.5"], ["stages.selection.keep.top_fraction", "or equal to 1", "1.5"]),
         (["stages.selection.keep.top_fraction=.nan"], ["stages.selection.keep.top_fraction", "nan"]),
         (["stages.selection.keep.all=true", "stages.selection.keep.top_fraction=0.1"], ["keep", "exactly one of"]),
-        (["loop.gate_level=2"], ["loop.gate_level", "less than or equal to 1", "'2'"]),
+        (["loop.gate.level=2"], ["loop.gate.level", "less than or equal to 1", "'2'"]),
         (["loop.filter.steps=0"], ["loop.filter.steps", "greater than 0"]),
         (IN_AND_OUT, ["wanted output and tables outside", "datasets.mine in /data/in"]),
         ([*IN_AND_OUT[:2], "output=/data/in/../in"], ["wanted output and tables outside", "datasets.mine in /data/in"]),
