@@ -89,6 +89,7 @@ def written(spark, world, stage):
     return [(json.loads(row["facts_json"])["num_rows_written"], row["seconds"] / 3600) for row in runs]
 
 
+@pytest.mark.slow
 def test_scheduled_runs_score_new_pairs_under_serving_until_a_backfill_moves_it(spark, world, dfn):
     _, first, _ = dfn("run", "--dataset", "pool")
     assert (first["embed.pool"], "serving" in first, "backfill" in first) == ({"ok": 16}, False, False)

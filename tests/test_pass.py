@@ -126,6 +126,7 @@ def scores_of_the_model_alone(project, shards) -> dict[str, float]:
     return wanted
 
 
+@pytest.mark.slow
 def test_three_models_share_one_pass_and_each_has_the_table_of_a_run_of_its_own(project, encoders, passes, shards):
     together = project(0, 1, image_model="open_nsfw")
     together.run(ingest.STAGE, "pool")

@@ -26,6 +26,8 @@ WEAK = ["loop.filter.steps=1", "loop.gate.level=1", "loop.arms.random=null"]
 BETTER = ["loop.gate.level=0.3", "loop.arms.random=null", "loop.arms.whole_pool=null"]
 """The tiny recipe's own filters; the champion is there, so that no other arm is needed."""
 
+pytestmark = pytest.mark.slow
+
 
 class Rounds:
     """Rounds over the same tables and registry, with what the last one said."""

@@ -10,7 +10,17 @@ from test_models_filters import encoder_record, random_heads
 
 from etl.stage import conform
 from etl.stages import decontaminate, dedup, score, signals
-from etl.tables import CONTAMINATED, DATASET_TABLES, DUPLICATES, EMBEDDINGS, PAIRS, PROJECT_TABLES, SCORES, SIGNALS
+from etl.tables import (
+    CONTAMINATED,
+    DATASET_TABLES,
+    DUPLICATES,
+    EMBEDDINGS,
+    FETCHES,
+    PAIRS,
+    PROJECT_TABLES,
+    SCORES,
+    SIGNALS,
+)
 from models.filters import Filter, save_filter
 
 PARTITIONS = (1, 4, 13)
@@ -224,7 +234,8 @@ def test_a_table_takes_a_good_row_and_refuses_a_bad_uid_or_status(store, table):
 
     def insert(**given):
         values = {f.name: GOOD[f.dataType.simpleString()] for f in made.fields}
-        values |= {"uid": f"'{uid(0)}'", "status": "'metadata_only'", **given}
+        values |= {"uid": f"'{uid(0)}'", "status": "'metadata_only'", "url": "'https://x.test/a'", **given}
+        values |= {"shard": "NULL"} if table is FETCHES else {}  # what is not ok is not stored
         listed = ", ".join(values[name] for name in made.names)
         store.spark.sql(f"INSERT INTO {store.name('pool', table)} VALUES ({listed})")
 
