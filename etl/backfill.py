@@ -20,7 +20,7 @@ from etl.project import Project
 from etl.stage import Slice, Table, UserError
 from etl.stages import embed, score
 from etl.tables import EMBEDDINGS, PAIRS, RUNS, SCORES
-from models.records import FilterRecord
+from models.records import FilterRecord, WeightsError
 
 CHAMPION_URI = f"models:/{MODEL}@champion"
 SERVING_URI = f"models:/{MODEL}@serving"
@@ -69,7 +69,7 @@ class Backfill:
         """For a registered filter of the project's encoder, and its folder. Computes nothing but counts."""
         folder = filter_folder(self.project, uri)
         record, (encoder, _) = FilterRecord.read(folder), self.project.encoder
-        self.project.with_filter(score.STAGE, folder)
+        self.project.with_filter(score.STAGE, folder)  # refuses a filter of another encoder
         to_encode = self._missing(EMBEDDINGS, {"encoder": encoder.name, "encoder_version": encoder.version})
         to_score = self._missing(SCORES, {"filter": record.name, "filter_version": record.version})
         work = {embed.STAGE.name: to_encode, score.STAGE.name: to_score}
@@ -102,7 +102,10 @@ class Backfill:
         return number
 
     def serve(self) -> dict[str, str]:
-        """Scores what is new under `@serving`, and says what a backfill to another champion would cost."""
+        """Scores what is new under `@serving`, and says what a backfill to another champion would cost.
+
+        Of filters of another encoder than the project's it says so: what `dfn run` was asked for is done.
+        """
         uri = self.project.tracking_uri
         if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
             return {}  # nothing was ever registered
@@ -116,15 +119,20 @@ class Backfill:
             self.project.say(f"serving: not scored: {error}")
             return {}
         serving, champion = known.get(registry.SERVING), known.get(registry.CHAMPION)
-        if serving:
-            folder = filter_folder(self.project, SERVING_URI)
-            self.project.run(score.STAGE, self.pool, self.project.with_filter(score.STAGE, folder))
-        if champion is None or champion == serving:
-            return {"serving": f"version {serving}"} if serving else {}
-        plan, _ = self.plan(CHAMPION_URI)
+        found = {"serving": f"version {serving}"} if serving else {}
+        try:
+            if serving:
+                folder = filter_folder(self.project, SERVING_URI)
+                self.project.run(score.STAGE, self.pool, self.project.with_filter(score.STAGE, folder))
+            if champion is None or champion == serving:
+                return found
+            plan, _ = self.plan(CHAMPION_URI)
+        except WeightsError as error:
+            self.project.say(f"serving: not scored: {error}")
+            return {**found, "not_scored": str(error)}
         told = f"{MODEL} version {champion} is the champion and not serving: a backfill takes {plan} (dfn backfill)"
         self.project.say(told)
-        return {"serving": f"version {serving}" if serving else "none", "backfill": told}
+        return {"serving": "none", **found, "backfill": told}
 
     def _missing(self, table: Table, where: Slice) -> int:
         """Pairs without a row in a slice."""

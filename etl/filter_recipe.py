@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from etl.filters import filter_folder
@@ -62,11 +63,17 @@ class FilterRecipe:
     trainer: Trainer
     data_of: DataOf
 
+    @cached_property
+    def _init(self) -> Path | None:
+        """Once for all seeds of a round, whatever an alias does meanwhile."""
+        uri = self.project.config.loop.init
+        return filter_folder(self.project, uri) if uri else None
+
     def make(self, seed: int) -> Filtered:
         """Trained now, or up to date."""
         loop = self.project.config.loop
-        init = filter_folder(self.project, loop.init) if loop.init else None
-        before = self.trainer.run("filter", DFN, loop.filter, seed, self.data_of(datasets(self.project)[0]), init=init)
+        data = self.data_of(datasets(self.project)[0])
+        before = self.trainer.run("filter", DFN, loop.filter, seed, data, init=self._init)
         if loop.finetune is None:
             return Filtered(before, None, before)
         data = self._finetuning_data(loop.finetune, seed)

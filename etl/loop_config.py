@@ -72,7 +72,8 @@ class LoopConfig(StageConfig):
     filter_dataset: str = ""
     """That filters are trained on; empty: the only one of kind filter that `finetune` does not name."""
     init: str = ""
-    """Where filters begin: a filter's folder or models:/NAME@ALIAS, of the same encoder; empty: random weights."""
+    """Where filters begin: a filter's folder or models:/NAME/VERSION, of the same encoder; empty: random weights. By an
+    alias a round that is run again after a promotion begins with another filter, and so trains another."""
     finetune: FinetuneConfig | None = None
     induced: TrainingConfig = TrainingConfig(steps=200, dropout=0.1)
     arms: dict[str, ArmConfig] = pydantic.Field(default={}, validate_default=True)

@@ -31,6 +31,10 @@ def promote(
     """
     if bool(decision) + list_ + rollback != 1:
         raise UserError("promote: wanted one of a decision, --list and --rollback; found none, or several")
+    from etl.gating import CLIP, MODEL
+
+    if model not in (MODEL, CLIP):
+        raise UserError(f"promote: wanted --model {MODEL} or {CLIP}; found {model}")
     with configured(conf, override, quiet) as project:
         from etl.promotion import Promotions
         from models.tracking import answering

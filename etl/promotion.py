@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from pyspark.sql import functions as F
+
 from etl.stage import UserError, digest
 from etl.store import Store
 from etl.tables import PROMOTIONS
@@ -82,7 +84,7 @@ class Promotions:
         if not self.store.exists("", PROMOTIONS):
             return []
         self.store.extend("", PROMOTIONS)
-        rows = self.store.read("", PROMOTIONS).where(f"model = '{self.model}'").collect()
+        rows = self.store.read("", PROMOTIONS).where(F.col("model") == self.model).collect()
         found = [row.asDict() for row in rows]
         told = [
             Decision(**{**row, "follows": row["follows"] or "", "facts": json.loads(row["facts"] or "{}")})

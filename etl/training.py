@@ -109,8 +109,7 @@ class Trainer:
     def run(self, kind: str, name: str, config: TrainingConfig, seed: int, data: Data, *,
             init: Path | None = None) -> Trained:  # fmt: skip
         """One model: `kind` is filter or induced, `name` its arm, `init` trained heads that go on (None: random)."""
-        first = [FilterRecord.read(init).version] if init else []
-        params = {**config.model_dump(), **({"init": first[0]} if first else {})}
+        first = {"init": FilterRecord.read(init).version} if init else {}
 
         def make(folder: Path) -> Made:
             from models.data import Vectors, read_uids
@@ -123,7 +122,8 @@ class Trainer:
             done = train(rows, recipe, folder, encoder_record=self.project.encoder[0], stats=self._stats, init=heads)
             return Made(done.losses, done.seconds)
 
-        return self._once(kind, name, seed, [config.model_dump(), seed, data.content], first, params, data, make)
+        made_of = [config.model_dump(), seed, data.content, *first.values()]
+        return self._once(kind, name, seed, made_of, {**config.model_dump(), **first}, data, make)
 
     def average(self, kind: str, name: str, alpha: float, seed: int, before: Trained, after: Trained,
                 data: Data) -> Trained:  # fmt: skip
@@ -136,14 +136,13 @@ class Trainer:
             average_heads(before.folder, after.folder, folder, alpha=alpha, encoder_folder=self.project.encoder[1])
             return Made([], 0.0)
 
-        params = {"alpha": alpha, **versions}
-        return self._once(kind, name, seed, [alpha, *versions.values()], [], params, data, make)
+        return self._once(kind, name, seed, [alpha, *versions.values()], {"alpha": alpha, **versions}, data, make)
 
-    def _once(self, kind: str, name: str, seed: int, made_of: list[Any], more: list[Any], params: Mapping[str, Any],
-              data: Data, make: Callable[[Path], Made]) -> Trained:  # fmt: skip
-        """What `make` writes, evaluated, logged and recorded; or what an earlier run found."""
+    def _once(self, kind: str, name: str, seed: int, made_of: list[Any], params: Mapping[str, Any], data: Data,
+              make: Callable[[Path], Made]) -> Trained:  # fmt: skip
+        """What `make` writes, evaluated, logged and recorded; or what an earlier run of the same `made_of` found."""
         sets = [(s.name, s.vectors.name) for s in self.eval_sets]
-        key = digest(VERSION, kind, *made_of, self.stats_from.name, self.project.encoder[0].version, sets, *more)
+        key = digest(VERSION, kind, *made_of, self.stats_from.name, self.project.encoder[0].version, sets)
         label = f"{kind} {name} seed {seed}"
         folder = self.project.config.output_folder / "models" / f"{kind}-{key[:12]}"
         if (folder / RUN).exists():

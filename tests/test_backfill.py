@@ -125,6 +125,11 @@ def test_scheduled_runs_score_new_pairs_under_serving_until_a_backfill_moves_it(
     _, told, _ = dfn("run", "--dataset", "pool")
     assert (told["serving"], "backfill" in told, len(written(spark, world, "embed"))) == ("version 2", False, 2)
 
+    tiny_clip(world / "other", seed=1)  # the project goes on with another encoder
+    code, told, _ = dfn("run", "--dataset", "pool", "--set", f"encoder.folder={world}/other")
+    assert (code, told["embed.pool"], scored(spark, world)) == (0, {"ok": 24}, [24, 24])
+    assert told["serving"] == "version 2" and told["not_scored"].startswith("wanted encoder ")
+
 
 @pytest.mark.parametrize(
     ("rows", "hours", "most", "asks"),

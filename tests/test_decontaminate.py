@@ -2,7 +2,6 @@
 
 import json
 from functools import partial
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -20,8 +19,8 @@ from etl.project import Project
 from etl.run import Runner
 from etl.stage import UserError
 from etl.stages import decontaminate, decontaminate_semantic, selection
-from etl.stages.decontaminate import BITS
 from etl.tables import CONTAMINATED, EMBEDDINGS, PAIRS
+from models import hamming
 
 PARTITIONS = (1, 4, 13)
 
@@ -50,7 +49,7 @@ def test_near_hashes_are_found_with_their_true_distance_and_the_closest_of_each_
     known["cars"] += [known["birds"][0] ^ 1]  # near in two sets
     pool = hashes(rng, 60)
     for n, seen in enumerate([*known["birds"], *known["cars"]]):
-        flipped = rng.permutation(BITS)[: n % 13] if n % 5 else np.arange(BITS - n % 13, BITS)
+        flipped = rng.permutation(hamming.BITS)[: n % 13] if n % 5 else np.arange(hamming.BITS - n % 13, hamming.BITS)
         pool.append(seen ^ sum(1 << int(bit) for bit in flipped))
     rows = [{"uid": uid(n), "phash": signed(h), "status": "ok"} for n, h in enumerate(pool)]
     rows.append({"uid": uid(9999), "phash": None, "status": "ok"})
@@ -70,19 +69,13 @@ def test_near_hashes_are_found_with_their_true_distance_and_the_closest_of_each_
     assert {row[3] for row in wanted} == {float(d) for d in range(8)} and len(wanted) > 40
 
 
-def runs(value: int, max_bits: int) -> list[int]:
-    """What `bands` computes in SQL."""
-    cuts = [BITS * n // (max_bits + 1) for n in range(max_bits + 2)]
-    return [value >> low & ((1 << (high - low)) - 1) for low, high in pairwise(cuts)]
-
-
 @settings(max_examples=300, deadline=None)
 @given(a=st.integers(0, 2**64 - 1), bits=st.sets(st.integers(0, 63), max_size=15), spare=st.integers(0, 15))
 def test_hashes_within_the_distance_share_a_band(a, bits, spare):
     """Else a near pair would never meet."""
     max_bits = min(15, len(bits) + spare)
     b = a ^ sum(1 << bit for bit in bits)
-    assert any(x == y for x, y in zip(runs(a, max_bits), runs(b, max_bits), strict=True))
+    assert any(a & mask == b & mask for mask in hamming.bands(max_bits))
 
 
 def test_bands_are_the_bits_of_the_hash(spark):
@@ -90,7 +83,8 @@ def test_bands_are_the_bits_of_the_hash(spark):
     made = spark.createDataFrame([(signed(v),) for v in values], "phash bigint")
     for max_bits in (0, 1, 4, 15):
         found = [row[0] for row in made.select(decontaminate.bands(F.col("phash"), max_bits)).collect()]
-        assert found == [[signed(run) for run in runs(value, max_bits)] for value in values]
+        assert found == [[signed(value & mask) for mask in hamming.bands(max_bits)] for value in values]
+        assert len(found[0]) == max_bits + 1
 
 
 def test_a_set_pushed_through_itself_is_flagged_whole_by_every_method(spark):

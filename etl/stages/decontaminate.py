@@ -6,7 +6,6 @@ Pointwise: what is said of a pair follows from it and the evaluation images alon
 
 from __future__ import annotations
 
-import itertools
 from typing import Literal
 
 import pydantic
@@ -16,7 +15,6 @@ from pyspark.sql import functions as F
 from etl.stage import Read, Slice, Stage, StageConfig, for_join
 from etl.tables import CONTAMINATED, PAIRS
 
-BITS = 64
 FEW_BANDS = 5_000_000
 """Bands of evaluation images that are sent to every task: of a million images at the default."""
 
@@ -43,12 +41,11 @@ def same_bytes(pairs: DataFrame, references: DataFrame) -> DataFrame:
 
 
 def bands(phash: Column, max_distance_bits: int) -> Column:
-    """An array of the hash's bits in d + 1 runs: of two hashes at most d bits apart, one run at least is the same."""
-    if not max_distance_bits:
-        return F.array(phash)
-    cuts = [BITS * n // (max_distance_bits + 1) for n in range(max_distance_bits + 2)]
-    runs = itertools.pairwise(cuts)
-    return F.array(*[F.shiftrightunsigned(phash, low).bitwiseAND(F.lit((1 << (high - low)) - 1)) for low, high in runs])
+    """An array of the hash's bits in d + 1 bands: of two hashes at most d bits apart, one band at least is the same."""
+    from models import hamming  # a second: numba
+
+    masks = [mask - (mask >> 63 << 64) for mask in hamming.bands(max_distance_bits)]  # a BIGINT has a sign
+    return F.array(*[phash.bitwiseAND(F.lit(mask).cast("bigint")) for mask in masks])
 
 
 def same_look(pairs: DataFrame, references: DataFrame, max_distance_bits: int) -> DataFrame:
