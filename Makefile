@@ -68,8 +68,8 @@ set-up: ## install uv, the environment and Delta's jars; does nothing when they 
 	touch .uv/syncing
 	.uv/bin/uv sync --quiet --frozen --all-extras --python "$$python"
 	rm .uv/syncing
-	echo "set-up: fetching Delta's jars"
-	$(VENV)/bin/python -m etl.session
+	echo "set-up: fetching Delta's jars, and keeping Spark's classes as Java has them in memory"
+	$(VENV)/bin/python -m etl.jvm
 	echo "$$key" > $(STAMP)
 	echo "set-up: done in $$SECONDS s"
 

@@ -1,4 +1,4 @@
-"""Commands that change nothing: status, diff, explain, lineage, verify. Read tables, lists, shards and MLflow."""
+"""Commands that change nothing: doctor, status, diff, explain, lineage, verify. Read tables, lists, shards, MLflow."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from etl.cli import PARTIAL, Conf, Dataset, Json, Quiet, Set, app, configured, dataset_of
+from etl.cli import MENDABLE, PARTIAL, Conf, Dataset, Json, Quiet, Set, app, configured, dataset_of
 from etl.console import emit
 from etl.stage import UserError
 
@@ -23,6 +23,30 @@ def verify(folder: Path, json: Json = False) -> None:
     emit({"folder": folder, "problems": problems or "none"}, as_json=json)
     if problems:
         raise typer.Exit(PARTIAL)
+
+
+@app.command()
+def doctor(
+    conf: Conf = ["local"],  # noqa: B006
+    override: Set = [],  # noqa: B006
+    tasks: Annotated[int, typer.Option(min=1, help="Asked at once: at least the cluster's task slots.")] = 16,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Before any GPU time: whether driver and executors have the packages and this code, Delta, GPUs, the data, MLflow.
+
+    Exits with 2 where something has to be mended, and says what. Writes a table of one row and removes it.
+    """
+    with configured(conf, override, quiet) as project:
+        from etl.doctor import Doctor
+
+        found = []
+        for check in Doctor(project, tasks).checks():
+            project.say(f"{check.name}: {'ok' if check.is_ok else 'FAILED'}")
+            found.append(check)
+        emit({check.name: str(check) for check in found}, as_json=json)
+        if not all(check.is_ok for check in found):
+            raise typer.Exit(MENDABLE)
 
 
 @app.command()

@@ -27,6 +27,7 @@ Json = Annotated[bool, typer.Option("--json", help="One machine-readable last li
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Dataset = Annotated[str, typer.Option(help="The dataset; empty: the pool.")]
 
+MENDABLE = 2
 PARTIAL = 3
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from etl import corpora
+from etl.cache import cache_folder
 from etl.encoder_config import EncoderConfig
-from etl.session import cache_folder
 from etl.stage import UserError, digest
 from models import nsfw
 from models.canary import CANARIES

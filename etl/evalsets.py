@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from etl.session import cache_folder
+from etl.cache import cache_folder
 from etl.stage import StageConfig, UserError
 from etl.storage import NoSecret
 from etl.store import Store

@@ -141,7 +141,7 @@ def built_encoder(record: FilterRecord) -> Path:
     Raises:
         UserError: it is not there.
     """
-    from etl.session import cache_folder
+    from etl.cache import cache_folder
     from models.records import EncoderRecord
 
     for path in sorted((cache_folder() / "encoders").glob(f"*/{RECORD}")):

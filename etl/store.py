@@ -17,7 +17,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import StructType
 
-from etl.session import cache_folder, made
+from etl.cache import cache_folder, made
 from etl.stage import Slice, Table, UserError, conform, digest, overlap, predicate
 
 COMMITS = "[0-9]" * 20 + ".json"
@@ -186,6 +186,16 @@ class Store:
             writer.save(target.removeprefix("delta.`").removesuffix("`"))
         else:
             writer.saveAsTable(target)
+
+    def drop(self, dataset: str, table: Table) -> None:
+        """The table with all that is in it, for good."""
+        if self.root.startswith("catalog:"):
+            self.spark.sql(f"DROP TABLE IF EXISTS {self.name(dataset, table)}")
+            return
+        import fsspec
+
+        files, path = fsspec.url_to_fs(f"{self.root}/{self._schema(dataset, table)}/{table.name}")
+        files.rm(path, recursive=True)
 
     def optimise(self, dataset: str, table: Table) -> None:
         """Compact small files. Readers and receipts see no data change."""

@@ -32,11 +32,15 @@ def pytest_xdist_make_scheduler(config, log):
     return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
+INTERPRETED = {"spark.sql.codegen.wholeStage": "false", "spark.sql.codegen.factoryMode": "NO_CODEGEN"}
+"""Of tables of a few rows compiling the queries is a quarter of the time. Tests in processes of their own compile."""
+
+
 @pytest.fixture(scope="session")
 def spark():
     from etl.session import session
 
-    return session("tests")
+    return session("tests", conf=INTERPRETED)
 
 
 @pytest.fixture

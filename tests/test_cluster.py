@@ -15,8 +15,8 @@ from cluster import Driver, project_zip, standalone_cluster, wait_for
 from helpers import picture, rows_of, write_shard
 
 from etl.config import load
+from etl.jvm import delta_jars
 from etl.project import Project
-from etl.session import delta_jars
 from etl.store import Store
 from etl.tables import EMBEDDINGS
 from models.records import EncoderRecord

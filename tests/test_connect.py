@@ -14,7 +14,8 @@ from pathlib import Path
 import pyspark
 import pytest
 
-from etl.session import FAST_LOCAL, delta_jars
+from etl.jvm import delta_jars
+from etl.session import FAST_LOCAL
 from etl.store import Store
 from etl.tables import RECEIPTS, SELECTIONS
 

@@ -161,7 +161,7 @@ RULES = [
         "df.write.format('delta') | from delta.tables import DeltaTable | f'FROM delta.`{path}`' | delta.tables.x()"
         " | conf = {'spark.databricks.delta.retention': 1} | sql('CREATE TABLE t (a INT) USING DELTA')",
         '"""Writes a delta.io table."""\nclass C:\n    a: int\n    """A delta.x"""\n# format("delta")',
-        but=["etl/store.py", "etl/session.py"],
+        but=["etl/store.py", "etl/session.py", "etl/jvm.py"],
     ),
     Rule(prints, CODE, "print(1)", "console.print(1)"),
     Rule(spark_in_models, "models/.*py", "import pyspark | from etl.store import x | from etl import run", "import re"),

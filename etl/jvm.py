@@ -1,0 +1,141 @@
+"""What the JVM of a local session loads: Delta's jars, fetched once, and an archive of the classes, written once.
+
+Touches the cache (jars) and the Python environment's share/ (the archive). `python -m etl.jvm` makes both.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import filelock
+import pyspark
+
+from etl.cache import cache_folder, made
+from etl.stage import UserError, digest
+
+DELTA_PACKAGE = "io.delta:delta-spark_4.2_2.13:4.4.0"
+SPARK_HAS = (
+    "org.apache.hadoop:hadoop-client-api", "org.apache.hadoop:hadoop-client-runtime",
+    "org.apache.parquet:parquet-hadoop", "org.apache.parquet:parquet-column", "org.apache.parquet:parquet-common",
+    "org.apache.logging.log4j:log4j-api", "org.apache.logging.log4j:log4j-core",
+    "org.apache.logging.log4j:log4j-slf4j2-impl", "org.slf4j:slf4j-api",
+    "com.fasterxml.jackson.core:jackson-core", "com.fasterxml.jackson.core:jackson-databind",
+    "com.fasterxml.jackson.core:jackson-annotations", "com.fasterxml.jackson.datatype:jackson-datatype-jdk8",
+    "com.google.code.findbugs:jsr305", "org.roaringbitmap:RoaringBitmap", "org.roaringbitmap:shims",
+)  # fmt: skip
+"""What Delta names and Spark ships: leaving it out makes 13 MB of 87, and keeps one version on the class path."""
+QUIET = "-Xlog:cds=off -Xlog:cds+dynamic=off -Xlog:class+path=off"
+"""An archive that does not fit (another heap, another class path) is left alone, without a word."""
+EXIT_SECONDS = 120
+"""For a JVM to write its archive."""
+
+
+def delta_jars(cache: Path | None = None) -> list[Path]:
+    """Delta's jars, fetched once by Spark's own Ivy: resolving them at each start would take 15 to 30 s."""
+    folder = (cache or cache_folder()) / "jars" / DELTA_PACKAGE.replace(":", "-")
+    if not folder.is_dir():
+        with filelock.FileLock(f"{made(folder.parent)}/jars.lock"):
+            if not folder.is_dir():
+                _fetch_jars(folder)
+    return sorted(folder.glob("*.jar"))
+
+
+def _fetch_jars(folder: Path) -> None:
+    ivy = made(folder.parent / f"ivy-{os.getpid()}")
+    code = "from pyspark.sql import SparkSession; SparkSession.builder.getOrCreate().stop()"
+    conf = {
+        "spark.jars.packages": DELTA_PACKAGE,
+        "spark.jars.excludes": ",".join(SPARK_HAS),
+        "spark.jars.ivy": str(ivy),
+        "spark.ui.enabled": "false",
+    }
+    arguments = " ".join(f"--conf {name}={value}" for name, value in conf.items())
+    environment = {**os.environ, "PYSPARK_SUBMIT_ARGS": f"--master local[1] {arguments} pyspark-shell"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    found = list(ivy.glob("jars/*.jar"))
+    if done.returncode or not found:
+        raise UserError(
+            f"wanted the jars of {DELTA_PACKAGE} from Maven; found: {done.stderr[-800:]}; fix: check network"
+        )
+    staging = made(folder.with_suffix(f".{os.getpid()}"))
+    for jar in found:
+        shutil.move(jar, staging / jar.name)
+    staging.rename(folder)
+    shutil.rmtree(ivy)
+
+
+def class_archive() -> Path:
+    """Where the classes of Spark and Delta that a session loads are kept, parsed and verified, for this environment and
+    this Java: some 18,000, whose loading is half of what a short run takes. It need not be there."""
+    java = Path(os.environ.get("JAVA_HOME") or Path(shutil.which("java") or "java").resolve().parent.parent)
+    release, jars = java / "release", Path(pyspark.__file__).parent / "jars"
+    told = release.read_text() if release.exists() else str(java)
+    key = digest(told, str(jars), jars.stat().st_mtime_ns, [str(jar) for jar in delta_jars()])
+    return Path(sys.prefix) / "share" / "dfn-etl" / f"classes-{key[:12]}.jsa"
+
+
+def archive_options() -> str:
+    """For the JVM of a session: with the archive where there is one."""
+    archive = class_archive()
+    return f"-XX:SharedArchiveFile={archive} {QUIET}" if archive.exists() else ""
+
+
+def make_class_archive() -> bool:
+    """Made by a run like others (java -XX:ArchiveClassesAtExit, JDK 13 and newer). False: this Java cannot."""
+    archive = class_archive()
+    with filelock.FileLock(f"{made(archive.parent)}/classes.lock"):
+        if archive.exists():
+            return True
+        staging = archive.with_suffix(f".{os.getpid()}")
+        code = f"from etl import jvm; jvm.rehearse({str(staging)!r})"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        if done.returncode or not staging.exists():
+            return False
+        for old in archive.parent.glob("classes-*.jsa"):
+            old.unlink()
+        staging.rename(archive)
+    return True
+
+
+def rehearse(staging: str) -> None:
+    """What every run does (a table made, written, read, joined, a Python function), for its classes; waits for the JVM
+    to end, which is when it writes `staging`."""
+    import psutil  # type: ignore[import-untyped]
+    from pyspark.sql import functions as F
+
+    from etl.session import LOCAL_JAVA, session
+    from etl.stage import series_udf
+    from etl.store import Store
+    from etl.tables import PAIRS, SCORES
+
+    java = f"{LOCAL_JAVA} {QUIET} -XX:ArchiveClassesAtExit={staging}"
+    spark = session("classes", conf={"spark.driver.extraJavaOptions": java})
+    jvms = [process for process in psutil.Process().children(recursive=True) if process.name() == "java"]
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(spark, folder)
+        for table in (PAIRS, SCORES):
+            store.create("pool", table)
+            store.append_once(store.rows("pool", table, []), "pool", table, content="one", note={"slice": {}})
+        pairs, scores = (store.read("pool", table) for table in (PAIRS, SCORES))
+        same = series_udf(lambda batches: batches, "string")  # Python: for the classes that speak with it
+        joined = pairs.join(scores.select("uid", "score"), on="uid", how="left").withColumn("same", same("text"))
+        joined.groupBy("source").agg(F.count("same"), F.max("score")).orderBy("source").collect()
+        store.replace(pairs, "pool", PAIRS, where={}, note={"slice": {}})
+    spark.stop()
+    for process in jvms:
+        process.terminate()  # it writes the archive on its way out
+    psutil.wait_procs(jvms, timeout=EXIT_SECONDS)
+
+
+if __name__ == "__main__":
+    started = time.monotonic()
+    sys.stdout.write(f"Delta's jars: {delta_jars()[0].parent}\n")
+    made_it = make_class_archive()
+    kept = f"kept in {class_archive()}" if made_it else "not kept: this Java writes no archive of them"
+    sys.stdout.write(f"Spark's classes: {kept} ({time.monotonic() - started:.0f} s)\n")
