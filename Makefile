@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help set-up demo test slow cluster check format bench zip wheel corpora clean
+.PHONY: help set-up demo test slow cluster check docs format bench zip wheel corpora clean
 
 UV_VERSION := 0.13.9
 VENV := .venv
@@ -93,6 +93,10 @@ check: set-up ## ruff, format, mypy, and that uv.lock fits pyproject.toml
 	run $(VENV)/bin/python -m mypy
 	run .uv/bin/uv lock --check --quiet --python $(VENV)/bin/python
 	exit $$status
+
+docs: set-up ## the documentation as pages, in build/docs/index.html; a broken link is an error
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet
+	echo "docs: build/docs/index.html"
 
 format: set-up ## let ruff format and fix what it can
 	@$(VENV)/bin/python -m ruff format .
