@@ -1,11 +1,16 @@
 """Near-duplicates among vectors: every pair whose cosine is at least a bound, found exactly, in blocks. torch, numpy.
 
+First in few dimensions: the directions that hold most of the vectors, and the length of what is left of each as one
+more. There a cosine is at least that in all dimensions (Cauchy and Schwarz), and where it is below the bound, which it
+is for nearly all pairs, the rest need not be multiplied.
+
 A block of vectors is rounded to what the device multiplies fastest, and what rounding took from them is measured: by
 so much a product can be too small. Pairs above the bound less that are looked at again in float64: which are found
-depends on no block, order or device. (faiss' IndexFlatIP.range_search has float32 alone, and both halves of a product
-that is symmetric.)
+depends on no block, order, device or direction. (faiss' IndexFlatIP.range_search has float32 alone, all dimensions, and
+both halves of a product that is symmetric.)
 
-Dimensions: N, M vectors of the two sides, D features, A, B rows of a block, P pairs.
+Dimensions: N, M vectors of the two sides, D features, K directions, W features of a shortened vector, A, B rows of a
+block, P pairs, S sampled vectors.
 """
 
 from __future__ import annotations
@@ -34,6 +39,14 @@ MANY = 50_000
 """Candidates of a block from which on a float32 product of the whole block is cheaper than a look at each."""
 AT_ONCE = 4096
 """Pairs whose vectors are gathered together."""
+SHORT = (64, 128, 256)
+"""Features of shortened vectors, tried in this order."""
+LEFT = 16
+"""Of these for the length of what is left, in equal shares: one large feature would coarsen what int8 resolves."""
+SAMPLED = 2048
+"""Vectors whose directions are taken, or whose pairs tell whether a shortened form leaves few candidates."""
+FEW = 1e-4
+"""Candidates among pairs: 100 of a block, a look at which costs a twentieth of its product."""
 MAX_PAIRS = 4_000_000
 """Of those that `forest` holds before it folds them: 100 MB."""
 
@@ -50,34 +63,36 @@ def good_form(device: str = "cpu") -> Form:
 
 @dataclass(frozen=True)
 class _Block:
-    """Some of the vectors, rounded: unit vectors are `scale` times `values_BD`, but for at most `lost` in length."""
+    """Some of the vectors, shortened or not, and rounded: unit vectors are `scale` times `values_BW`, but for at most
+    `lost` in length."""
 
     start: int
     vectors_BD: Vectors
     """As they were given."""
-    values_BD: Tensor
+    values_BW: Tensor
     scale: float
     lost: float
 
     @classmethod
-    def of(cls, start: int, vectors_BD: Vectors, form: Form, device: str) -> _Block:
-        units_BD, scale = _units(vectors_BD).to(device), 1.0
+    def of(cls, start: int, vectors_BD: Vectors, form: Form, device: str, basis_DK: Tensor | None) -> _Block:
+        units_BD, scale = _shortened(_units(vectors_BD).to(device), basis_DK), 1.0
         if form == "int8":
             scale = float(units_BD.abs().max()) / 127
-            values_BD = (units_BD / scale).round().to(torch.int8)
+            values_BW = (units_BD / scale).round().to(torch.int8)
         else:
-            values_BD = units_BD.to(torch.bfloat16 if form == "bf16" else torch.float32)
-        lost = float((units_BD - values_BD.float() * scale).norm(dim=1).max())
-        return cls(start, vectors_BD, values_BD, scale, lost)
+            values_BW = units_BD.to(torch.bfloat16 if form == "bf16" else torch.float32)
+        lost = float((units_BD - values_BW.float() * scale).norm(dim=1).max())
+        return cls(start, vectors_BD, values_BW, scale, lost)
 
     def candidates(self, other: _Block, min_cosine: float, into: Tensor) -> tuple[Indices, Indices]:
         """Rows here and there of all pairs whose cosine may be at least `min_cosine`. `into`: room for the products."""
-        sizes = (len(self.values_BD), len(other.values_BD))
+        sizes = (len(self.values_BW), len(other.values_BW))
         products_AB = into[: sizes[0] * sizes[1]].view(sizes)
         multiply = torch._int_mm if into.dtype == torch.int32 else torch.mm
-        multiply(self.values_BD, other.values_BD.T, out=products_AB)
+        multiply(self.values_BW, other.values_BW.T, out=products_AB)
         # |xy - x'y'| <= |x - x'| |y| + |x'| |y - y'|, and |x'| <= |x| + |x - x'|, |x| = |y| = 1.
         lost = self.lost + (1 + self.lost) * other.lost + _rounding(self.vectors_BD.shape[1])
+        lost += 3 * _rounding(self.vectors_BD.shape[1])  # of the directions, where they are shortened
         lost += 2**-8 if into.dtype == torch.bfloat16 else 0.0  # of the products, which are bf16 too
         bound = (min_cosine - lost) / (self.scale * other.scale)
         rows_R = (products_AB.amax(dim=1) >= bound).nonzero()[:, 0]  # few rows have any: one fast look at all
@@ -93,6 +108,44 @@ def _units(vectors_BD: Vectors) -> Tensor:
         raise ValueError("wanted finite vectors that are not zero; found others; fix: those with status ok")
     units_BD: Tensor = vectors / norms_B1
     return units_BD
+
+
+def _basis(
+    left_ND: Vectors, right_MD: Vectors | None, min_cosine: float, form: Form, device: str
+) -> Tensor | None:  # fmt: skip
+    """Directions, orthonormal, for the shortest form that leaves FEW candidates; None where none does, or the vectors
+    are few or short. What is found does not depend on it."""
+    sides = [left_ND] if right_MD is None else [left_ND, right_MD]
+    if len(sides[0]) * len(sides[-1]) < 4 * SAMPLED**2:
+        return None
+    drawn_SD = np.concatenate([side[:: -(-len(side) * len(sides) // SAMPLED)] for side in sides])
+    # Tried on others than they are taken from, which they fit too well.
+    sample_DS = _units(drawn_SD[::2]).to(device).T.double()
+    found_DD = torch.linalg.eigh(sample_DS @ sample_DS.T).eigenvectors.flip(1)
+    for width in (width for width in SHORT if 2 * width <= drawn_SD.shape[1]):
+        num = width - LEFT
+        # Turned among themselves, so that none is large: a common direction of all vectors would be.
+        turn_KK = torch.linalg.qr(torch.randn(num, num, generator=torch.Generator().manual_seed(0)).double()).Q
+        basis_DK: Tensor = (found_DD[:, :num] @ turn_KK.to(device)).float()
+        tried = _Block.of(0, drawn_SD[1::2], form, device, basis_DK)
+        into = torch.empty(len(tried.values_BW) ** 2, dtype=PRODUCTS[form], device=device)
+        rows_P, cols_P = tried.candidates(tried, min_cosine, into)
+        if (rows_P != cols_P).sum() <= FEW * len(into):
+            return basis_DK
+    return None
+
+
+def _shortened(units_BD: Tensor, basis_DK: Tensor | None) -> Tensor:
+    """Unit vectors in few dimensions, whose products are at least those of the given ones; as they are without basis.
+
+    x y = Qx Qy + (x - QQx) (y - QQy) <= Qx Qy + |x - QQx| |y - QQy|.
+    """
+    if basis_DK is None:
+        return units_BD
+    heads_BK = units_BD @ basis_DK
+    more = 2 * _rounding(len(basis_DK))  # so that it is no less than what is left
+    left_B1 = (1 + more - (heads_BK**2).sum(dim=1, keepdim=True)).clamp(min=0).sqrt()
+    return torch.cat([heads_BK, (left_B1 / LEFT**0.5).expand(-1, LEFT)], dim=1)
 
 
 def _rounding(num_dims: int) -> float:
@@ -121,8 +174,9 @@ def near_pairs(
     form = form or good_form(device)
     if right_MD is not None and right_MD.shape[1:] != left_ND.shape[1:]:
         raise ValueError(f"wanted vectors of one width; found {left_ND.shape[1]} and {right_MD.shape[1]}")
-    lefts = _blocks(left_ND, block_rows, form, device)
-    rights = lefts if right_MD is None else _blocks(right_MD, block_rows, form, device)
+    basis_DK = _basis(left_ND, right_MD, min_cosine, form, device)
+    lefts = _blocks(left_ND, block_rows, form, device, basis_DK)
+    rights = lefts if right_MD is None else _blocks(right_MD, block_rows, form, device, basis_DK)
     # One room for the products of all blocks: fresh memory costs as much as the product.
     into = torch.empty(block_rows**2, dtype=PRODUCTS[form], device=device)
     for number, a in enumerate(lefts):
@@ -136,9 +190,11 @@ def near_pairs(
                 yield a.start + rows_P[is_near_P], b.start + cols_P[is_near_P]
 
 
-def _blocks(vectors_ND: Vectors, block_rows: int, form: Form, device: str) -> list[_Block]:
+def _blocks(
+    vectors_ND: Vectors, block_rows: int, form: Form, device: str, basis_DK: Tensor | None
+) -> list[_Block]:  # fmt: skip
     starts = range(0, len(vectors_ND), block_rows)
-    return [_Block.of(start, vectors_ND[start : start + block_rows], form, device) for start in starts]
+    return [_Block.of(start, vectors_ND[start : start + block_rows], form, device, basis_DK) for start in starts]
 
 
 def _are_near(a: _Block, b: _Block, rows_P: Indices, cols_P: Indices, min_cosine: float) -> NDArray[np.bool_]:

@@ -66,6 +66,41 @@ def test_no_pair_is_lost_by_rounding(seed, num, dims, spread, min_cosine, form, 
     assert found == set(zip(i[is_near].tolist(), j[is_near].tolist(), strict=True))
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10_000), num=st.integers(16, 80), dims=st.sampled_from([24, 64]),
+    spread=st.sampled_from([0.0, 0.05, 0.3, 1.0]), min_cosine=st.floats(-1.0, 0.999), form=st.sampled_from(FORMS),
+    common=st.sampled_from([0.0, 3.0]), right=st.booleans(),
+)  # fmt: skip
+def test_no_pair_is_lost_where_vectors_are_shortened(seed, num, dims, spread, min_cosine, form, common, right):
+    """With a direction that all of them share too."""
+    vectors = (clustered(num, dims, seed, spread).astype(np.float32) + common).astype(np.float16)
+    sides = (vectors[: num // 2], vectors[num // 2 :]) if right else (vectors, None)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"SHORT": (12,), "LEFT": 4, "SAMPLED": 4, "FEW": 1}.items():
+            patch.setattr(near, name, value)
+        shortened = near._basis(*sides, min_cosine, form, "cpu")
+        found = pairs(*sides, min_cosine=min_cosine, form=form, block_rows=16)
+    assert tuple(shortened.shape) == (dims, 8)
+    i, j = np.indices((num, num)).reshape(2, -1)
+    is_wanted = (i < num // 2) & (j >= num // 2) if right else i < j
+    i, j = i[is_wanted], j[is_wanted]
+    is_near = cosines(vectors, vectors, i, j) >= min_cosine
+    assert set(found) == set(zip(i[is_near].tolist(), (j[is_near] - right * (num // 2)).tolist(), strict=True))
+
+
+def test_vectors_are_shortened_to_what_leaves_few_candidates():
+    """Random ones as far as they go; those of two directions not at all, where a bound is low."""
+    draw = np.random.default_rng(0)
+    spread = draw.standard_normal((5000, 512), np.float32)
+    crowd = np.repeat(draw.standard_normal((2, 512), np.float32), 2500, axis=0) + 0.3 * spread
+    widths = [
+        near._basis(v, None, c, "int8", "cpu")
+        for v, c in ((spread, 0.95), (spread, 0.8), (crowd, 0.8), (spread[:99], 0.9))
+    ]
+    assert [basis if basis is None else basis.shape[1] + near.LEFT for basis in widths] == [128, 256, None, None]
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_crowd_of_candidates_is_looked_at_by_one_product_and_gives_the_same(form, monkeypatch):
     vectors = clustered(300, 32, spread=0.15)
