@@ -61,10 +61,10 @@ def _verdict(store: Store, dataset: str, uid: str, receipt: dict[str, Any]) -> s
         return "not in the pool then" if not rows else "kept" if rows[0]["is_kept"] else str(rows[0]["verdict"])
     inputs = replay.inputs
     near = _group_members(inputs.get("duplicates"), uid)
-    only = {name: frame.where(F.col("uid").isin(near)) for name, frame in inputs.items()}
+    only = {name: frame.where(F.col("uid").isin(near)) if "uid" in frame.columns else frame
+            for name, frame in inputs.items()}  # fmt: skip
     duplicates = only.pop("duplicates", None)
-    names = ("pairs", "signals", "image_signals", "scores", "contaminated")
-    gathered = judging.gather(replay.config, **{name: only.get(name) for name in names})  # type: ignore[arg-type]
+    gathered = judging.gather(replay.config, **{name: only.get(name) for name in judging.GATHERED})  # type: ignore[arg-type]
     judged = judging.judge(gathered, duplicates, replay.config, receipt["facts"])
     cuts = receipt["facts"]["cuts"]
     own = judged.where(F.col("uid") == uid)

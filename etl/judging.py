@@ -22,11 +22,15 @@ from etl.stage import UserError, digest
 if TYPE_CHECKING:
     from etl.stages.selection import Config
 
+GATHERED = ("pairs", "signals", "image_signals", "scores", "contaminated", "inputs")
+"""What `gather` joins, of what a selection reads."""
+
 
 def gather(config: Config, pairs: DataFrame, signals: DataFrame | None, image_signals: DataFrame | None,
-           scores: DataFrame | None, contaminated: DataFrame | None) -> DataFrame:  # fmt: skip
+           scores: DataFrame | None, contaminated: DataFrame | None,
+           inputs: DataFrame | None = None) -> DataFrame:  # fmt: skip
     """A row per pair, with all that the rule looks at: uid, status, group, rank, of_NAME, is_contaminated, is_blocked,
-    names_LIST and entries.
+    names_LIST, entries and ingested_at.
 
     A score that is no finite number is NULL.
     """
@@ -38,8 +42,10 @@ def gather(config: Config, pairs: DataFrame, signals: DataFrame | None, image_si
     found = pairs.select(
         "uid", "status", *(COLUMNS[name].column().alias(f"of_{name}") for name in config.reads("pairs")),
         (F.col("width_px").cast("bigint") * F.col("height_px")).alias("area"), blocked.alias("is_blocked"),
-        *(column.alias(name) for name, column in said.items()),
+        *(column.alias(name) for name, column in said.items()), *(["shard"] if inputs is not None else []),
     )  # fmt: skip
+    if inputs is not None:
+        found = found.join(ingested(inputs), on="shard", how="left").drop("shard")
     if signals is not None:
         own = [COLUMNS[name].column().alias(f"of_{name}") for name in config.reads("signals")]
         found = found.join(signals.select("uid", *own), on="uid", how="left")
@@ -58,6 +64,18 @@ def gather(config: Config, pairs: DataFrame, signals: DataFrame | None, image_si
         ranking = F.col(f"of_{config.keep.of}")
     group = F.coalesce(F.col(f"of_{config.keep.per}"), F.lit("")) if config.keep.per else F.lit("")
     return found.withColumns({"rank": ranking, "group": group})
+
+
+def ingested(inputs: DataFrame) -> DataFrame:
+    """(shard, ingested_at) for every shard that `pairs` can name: an end of a file's uri, since the root is not known.
+
+    All uris begin with the root, so of those that end alike the shortest is root and shard, and no folder between.
+    """
+    steps = F.split("uri", "/")
+    ends = F.transform(F.sequence(F.lit(1), F.size(steps)), lambda i: F.array_join(F.slice(steps, i, 4096), "/"))
+    order = F.struct(F.length("uri"), "uri")
+    found = inputs.select(F.explode(ends).alias("shard"), "ingested_at", order.alias("order"))
+    return found.groupBy("shard").agg(F.min_by("ingested_at", "order").alias("ingested_at"))
 
 
 def draw(seed: int) -> Column:
@@ -167,6 +185,8 @@ def _losers(eligible: DataFrame, duplicates: DataFrame, unique: Unique) -> DataF
         first = F.coalesce(-F.col(f"of_{unique.highest}"), F.lit(math.inf))
     if unique.keep == "largest_image":
         first = -F.coalesce(F.col("area"), F.lit(0)).cast("double")
+    if unique.keep == "oldest":
+        first = F.coalesce(F.unix_micros("ingested_at").cast("double"), F.lit(math.inf))
     members = duplicates.where(F.col("method").isin(list(unique.by))).select("method", "group_uid", "uid")
     members = members.join(eligible.select("uid", F.struct(first, F.col("uid")).alias("order")), on="uid", how="inner")
     # An aggregate, not a window: a group of a third of all rows is folded before it is shuffled.

@@ -121,7 +121,7 @@ class Replay:
         if self.stage is listed.STAGE:
             return listed.as_judged(inputs["pairs"], self.config)
         duplicates = inputs.pop("duplicates", None)
-        given = {name: inputs.get(name) for name in ("pairs", "signals", "image_signals", "scores", "contaminated")}
+        given = {name: inputs.get(name) for name in judging.GATHERED}
         found = judging.gather(self.config, **given)  # type: ignore[arg-type]
         facts = self.receipt["facts"]
         judged = judging.judge(found, duplicates, self.config, facts)

@@ -162,8 +162,9 @@ class Unique(StageConfig):
 
     by: tuple[Literal["url_text", "sha256", "phash", "minhash", "semantic"], ...] = pydantic.Field(min_length=1)
     """Methods of `duplicates`."""
-    keep: Literal["smallest_uid", "largest_image"] | None = None
-    """Which one; the smallest uid also among equals."""
+    keep: Literal["smallest_uid", "largest_image", "oldest"] | None = None
+    """Which one; the smallest uid also among equals. oldest: whose shard was ingested first (`inputs`); pairs that came
+    without pixels, and so without a shard, come last."""
     highest: str | None = None
     """Or: the one with the highest score of this filter."""
 

@@ -1,5 +1,6 @@
 """Selections: which pairs a rule keeps, against numpy, and receipts, against a computation of their own."""
 
+import datetime as dt
 import hashlib
 import json
 import math
@@ -82,11 +83,12 @@ F1 = {"scored_by": {"dfn": ("f", "v")}}
 
 
 def selected(
-    spark, config, pairs, scores=(), contaminated=(), duplicates=(), signals=(), image_signals=(), partitions=None
-):
+    spark, config, pairs, scores=(), contaminated=(), duplicates=(), signals=(), image_signals=(), inputs=(),
+    partitions=None,
+):  # fmt: skip
     """(facts, kept rows, receipt) of a stage run, which reads only what the rule asks for."""
     rows = {"pairs": pairs, "signals": signals, "image_signals": image_signals, "scores": scores,
-            "contaminated": contaminated, "duplicates": duplicates}  # fmt: skip
+            "contaminated": contaminated, "duplicates": duplicates, "inputs": inputs}  # fmt: skip
     scored = [{"filter": "f", "filter_version": "v", **row} for row in scores]
     rows["scores"] = scored
     wanted = [name for name, read in selection.STAGE.reads.items() if read.is_read(config)]
@@ -332,6 +334,19 @@ def test_of_duplicates_the_best_by_the_stated_order_stays_of_those_that_the_rule
     assert kept() == [0, 5]  # 4, the smallest, is contaminated
     assert kept(keep="largest_image") == [3, 7]
     assert kept(highest="dfn") == [2, 6]
+
+
+def test_of_duplicates_the_one_ingested_first_stays(spark):
+    """Shards of one name in two folders; a tie; a pair without pixels, and one whose shard no ledger names."""
+    shards = ["0.tar", "b/0.tar", None, "gone.tar", "b/0.tar", "b/0.tar", None, "gone.tar", None]
+    statuses = ["ok" if shard else "metadata_only" for shard in shards]
+    pairs = [{"uid": uid(n), "status": statuses[n], "shard": shard} for n, shard in enumerate(shards)]
+    duplicates = [{"uid": uid(n), "group_uid": uid(n // 4 * 4), "method": "url_text"} for n in range(len(shards))]
+    days = {"/pool/0.tar": 3, "/pool/b/0.tar": 2, "/pool/b/1.tar": 1, "/metadata/0.parquet": 1}
+    inputs = [{"uri": uri, "ingested_at": dt.datetime(2026, 1, day, tzinfo=dt.UTC)} for uri, day in days.items()]
+    unique = Unique(by=("url_text",), keep="oldest")
+    config = Config(keep=Keep(all=True), unique=unique, among=("ok", "metadata_only"))
+    assert kept_numbers(selected(spark, config, pairs, duplicates=duplicates, inputs=inputs)[1]) == [1, 4, 8]
 
 
 def test_blocklists_name_uids_hashes_urls_and_domains(spark, tmp_path):

@@ -1,5 +1,5 @@
-"""What a rule keeps. Reads pairs, and of signals, scores, contaminated and duplicates what the rule names. Writes
-selections, and a receipt that proves them.
+"""What a rule keeps. Reads pairs, and of signals, scores, contaminated, duplicates and inputs what the rule names.
+Writes selections, and a receipt that proves them.
 
 The rule's language is `etl/rule.py`; the exact cut, at any size, `etl/cut.py`; draws with repeats `etl/soft_cap.py`;
 MetaCLIP's balancing `etl/balance.py`. Partitions and order change nothing.
@@ -24,7 +24,7 @@ from etl.judging import draw, gather, judge, num_repeats, tops
 from etl.rule import COLUMNS, GROUPS, Condition, Exclude, Unique
 from etl.soft_cap import SoftCap, find_soft_cuts
 from etl.stage import Facts, Read, Slice, Stage, StageConfig, content_hash
-from etl.tables import CONTAMINATED, DUPLICATES, IMAGE_SIGNALS, PAIRS, RECEIPTS, SCORES, SELECTIONS, SIGNALS
+from etl.tables import CONTAMINATED, DUPLICATES, IMAGE_SIGNALS, INPUTS, PAIRS, RECEIPTS, SCORES, SELECTIONS, SIGNALS
 
 DFN, DFN_BEFORE = "dfn", "dfn_before"
 """The filter that a rule means where it names none."""
@@ -159,12 +159,13 @@ def ranked_by(rule: Mapping[str, Any]) -> tuple[str, str] | None:
 
 def prepare(pairs: DataFrame, signals: DataFrame | None = None, image_signals: DataFrame | None = None,
             scores: DataFrame | None = None, contaminated: DataFrame | None = None,
-            duplicates: DataFrame | None = None, *, config: Config) -> Facts:  # fmt: skip
+            duplicates: DataFrame | None = None, inputs: DataFrame | None = None, *,
+            config: Config) -> Facts:  # fmt: skip
     """{cuts: group -> [rank, uid] or None, tops, threshold, threshold_uid, num_eligible, num_rows_by_status}.
 
     And of a rule that has such: `balance`, `num_samples`. With soft_cap a cut is a draw's rank, and no threshold.
     """
-    found = gather(config, pairs, signals, image_signals, scores, contaminated)
+    found = gather(config, pairs, signals, image_signals, scores, contaminated, inputs)
     found = found.localCheckpoint()  # joined once, scanned often
     facts: Facts = {"tops": tops(found, config)}
     judged = judge(found, duplicates, config, facts)
@@ -201,9 +202,9 @@ def _cut(ranked: DataFrame, num_eligible: Mapping[str, int], config: Config) -> 
 
 def transform(pairs: DataFrame, signals: DataFrame | None = None, image_signals: DataFrame | None = None,
               scores: DataFrame | None = None, contaminated: DataFrame | None = None,
-              duplicates: DataFrame | None = None, *, config: Config,
-              facts: Facts) -> tuple[DataFrame, DataFrame]:  # fmt: skip
-    found = gather(config, pairs, signals, image_signals, scores, contaminated)
+              duplicates: DataFrame | None = None, inputs: DataFrame | None = None, *,
+              config: Config, facts: Facts) -> tuple[DataFrame, DataFrame]:  # fmt: skip
+    found = gather(config, pairs, signals, image_signals, scores, contaminated, inputs)
     every = judge(found, duplicates, config, facts).where("verdict = 'eligible'")
     selection_id = F.lit(facts["key"][:16]).alias("selection_id")
     rank = F.col("rank") if config.keep.is_ranked else F.lit(None).cast("double")
@@ -254,6 +255,7 @@ STAGE = Stage(
         "scores": Read(SCORES, is_read=lambda config: bool(config.scored_by), slice_of=Config.score_slice),
         "contaminated": Read(CONTAMINATED, is_read=lambda config: config.exclude.contaminated),
         "duplicates": Read(DUPLICATES, is_read=lambda config: config.unique is not None),
+        "inputs": Read(INPUTS, is_read=lambda config: config.unique is not None and config.unique.keep == "oldest"),
     },
     writes=(SELECTIONS, RECEIPTS),
     config=Config,
