@@ -15,27 +15,30 @@ from etl.components import components
 from etl.skew import MANY, spread_join
 
 Edges = Callable[[DataFrame], DataFrame]
-"""Of (value, rep, num_rows, id), distinct values: (uid_a, uid_b), edges between reps."""
+"""Of (value, rep, id, is_new): (uid_a, uid_b), edges between reps of which one is new. `id`: 64 bits of the value, that
+may collide: who uses it verifies what it finds."""
+
+Distance = Callable[[str, str], Column]
+"""Of two columns of values."""
 
 
 def equal_groups(rows: DataFrame) -> DataFrame:
     """(uid, group_uid, distance) of the rows whose value another row has. `rows`: (uid, value), no NULL."""
-    shared = _collapsed(rows).where("num_rows > 1").withColumnRenamed("rep", "group_uid")
+    shared = collapsed(rows).where("num_rows > 1").withColumnRenamed("rep", "group_uid")
     return _members(rows, shared.withColumn("distance", F.lit(0.0)))
 
 
-def near_groups(rows: DataFrame, edges: Edges, distance: Callable[[str, str], Column]) -> DataFrame:
+def near_groups(rows: DataFrame, edges: Edges, distance: Distance) -> DataFrame:
     """The same, of rows that any chain of equal or near values joins.
 
     Args:
         rows: (uid, value), no NULL.
         edges: which values are near.
-        distance: of two columns of values: of a row's and that of the pair that names its group. In a chain it can be
+        distance: of a row's value and that of the pair that names its group. In a chain it can be
             more than what makes an edge.
     """
-    # An id that may collide: who uses it verifies what it finds.
-    values = _collapsed(rows).withColumn("id", F.xxhash64("value")).localCheckpoint()
-    groups = components(edges(values)).withColumnRenamed("uid", "rep").localCheckpoint()
+    values = collapsed(rows).localCheckpoint()
+    groups = components(edges(with_id(values, is_new=True))).withColumnRenamed("uid", "rep").localCheckpoint()
     named = values.join(groups, on="rep", how="left").where("num_rows > 1 OR group_uid IS NOT NULL")
     named = named.select("value", "num_rows", F.coalesce("group_uid", "rep").alias("group_uid")).localCheckpoint()
     sizes = named.groupBy("group_uid").agg(F.count(F.lit(1)).alias("size")).localCheckpoint()
@@ -44,7 +47,12 @@ def near_groups(rows: DataFrame, edges: Edges, distance: Callable[[str, str], Co
     return _members(rows, named.withColumn("distance", distance("value", "group_value")))
 
 
-def _collapsed(rows: DataFrame) -> DataFrame:
+def with_id(values: DataFrame, *, is_new: bool) -> DataFrame:
+    """(value, rep) as `Edges` wants them."""
+    return values.select("value", "rep", F.xxhash64("value").alias("id"), F.lit(is_new).alias("is_new"))
+
+
+def collapsed(rows: DataFrame) -> DataFrame:
     """(value, rep, num_rows): the smallest uid stands for all rows of a value."""
     return rows.groupBy("value").agg(F.min("uid").alias("rep"), F.count(F.lit(1)).alias("num_rows"))
 

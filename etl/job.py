@@ -12,7 +12,7 @@ from typing import Any
 
 from pyspark.sql import DataFrame
 
-from etl.stage import Facts, Read, Slice, Stage, StageConfig, digest, overlap
+from etl.stage import Facts, Read, Slice, Stage, StageConfig, digest, overlap, slice_from
 from etl.store import Commit, Store
 from models.records import code_commit
 
@@ -79,9 +79,33 @@ class Job:
     def table(self, base: StageRun) -> StageRun:
         """Replace the slice in one commit per table."""
         facts = self.facts()
-        for table, frame in zip(self.stage.writes, self.transform(self.inputs, facts), strict=True):
-            self.store.replace(frame, self.dataset, table, where=self.where, note=self.note(is_last=True))
+        note = self.note(is_last=True, code=self.code, inputs=dict(self.pinned))
+        since, frames = self.updated(facts)
+        for table, frame in zip(self.stage.writes, frames or self.transform(self.inputs, facts), strict=True):
+            self.store.replace(frame, self.dataset, table, where=self.where, note=note)
+        facts |= {"since": since} if frames else {}
         return replace(self.ledger(base, facts), is_up_to_date=False)
+
+    def updated(self, facts: Facts) -> tuple[dict[str, int], tuple[DataFrame, ...]]:
+        """(versions of the inputs that the last run read, the output made from what it wrote and what came since).
+
+        No frames where the stage cannot do that, or another code or config wrote, or the inputs did not only grow.
+        """
+        commits = self.store.history(self.dataset, self.stage.writes[-1]) if self.stage.update else []
+        notes = [c.note for c in commits if "key" in c.note and overlap(c.note["slice"], self.where)]
+        if not notes or (notes[0]["stage"], notes[0].get("code")) != (self.stage.name, self.code):
+            return {}, ()
+        since, earlier, added = notes[0]["inputs"], {}, {}
+        for name, read in self.stage.reads.items():
+            label, where = f"{self.dataset}.{read.table.name}", slice_from(read.table, self.config)
+            versions = {"since": since[label], "version": self.pinned[label]}
+            apart = self.store.apart(self.dataset, read.table, where=where, **versions)
+            if apart is None:
+                return {}, ()
+            earlier[name], added[name] = apart
+        more = {"facts": facts} if self.stage.prepare else {}
+        found = self.stage.update(earlier, added, self.written(), config=self.config, **more)  # type: ignore[misc]
+        return since, () if found is None else (found,)
 
     def ledger(self, base: StageRun, facts: Facts) -> StageRun:
         """What stands written: rows in by terminal status."""

@@ -99,6 +99,10 @@ class Stage:
     """The costly part of a `rows` stage, which several runs can make together."""
     committed: Callable[[Any, DataFrame], None] | None = None
     """committed(config, written), on the driver after each chunk's commit: tidies what executors wrote beside rows."""
+    update: Callable[..., DataFrame | None] | None = None
+    """update(earlier, added, written, config=..., [facts=...]) -> what `transform` would return, of a `table` stage
+    that wrote one table by the same code and config when its inputs had fewer rows. `earlier` and `added` hold each
+    input's rows of then and those that came since; `written` is what it wrote. None: it cannot be told from that."""
     slice_of: Callable[[StageConfig, str], Slice] | None = None
     """Which slice of `writes` a run fills, from its config and key. Default: config fields named like the columns."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +39,8 @@ class Commit:
     version: int
     operation: str
     note: dict[str, Any]
+    is_append: bool = False
+    """Rows came, and none went or changed."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,10 @@ class Store:
             return [self._commit(path) for path in sorted(log.glob(COMMITS), reverse=True)]
         # Sorted here: the command's own rows come without a Spark job.
         rows = self.spark.sql(f"DESCRIBE HISTORY {self.name(dataset, table)}").collect()
-        commits = [Commit(int(r["version"]), r["operation"], _note(r["userMetadata"])) for r in rows]
+        commits = [
+            Commit(int(r["version"]), r["operation"], _note(r["userMetadata"]), _is_append(r["operationParameters"]))
+            for r in rows
+        ]
         return sorted(commits, key=lambda commit: -commit.version)
 
     def _commit(self, path: Path) -> Commit:
@@ -120,7 +125,8 @@ class Store:
             actions = (json.loads(line) for line in path.read_text().splitlines())
             told: dict[str, Any] = next((action["commitInfo"] for action in actions if "commitInfo" in action), {})
             note = _note(told.get("userMetadata"))
-            self._commits[key] = Commit(int(path.stem), told.get("operation", ""), note)
+            is_append = _is_append(told.get("operationParameters"))
+            self._commits[key] = Commit(int(path.stem), told.get("operation", ""), note, is_append)
         return self._commits[key]
 
     def _log(self, dataset: str, table: Table) -> Path | None:
@@ -131,6 +137,31 @@ class Store:
         """A table, or a slice of it, at a pinned version."""
         at = "" if version is None else f" VERSION AS OF {version}"
         return self.spark.sql(f"SELECT * FROM {self.name(dataset, table)}{at} WHERE {predicate(where or {})}")
+
+    def apart(
+        self, dataset: str, table: Table, *, since: int, version: int, where: Slice
+    ) -> tuple[DataFrame, DataFrame] | None:
+        """(rows that version `since` had, rows that came later) of a slice at `version`, read at that version.
+
+        By the names of their files, so that no key is shuffled; by key where files were compacted in between. None
+        where rows went or changed in between, or where the log does not reach back as far.
+        """
+        commits = {c.version: c for c in self.history(dataset, table) if since <= c.version <= version}
+        if since > version or len(commits) != version - since + 1:
+            return None
+        between = [commits[v] for v in range(since + 1, version + 1)]
+        same_rows = [c for c in between if c.operation in NO_DATA_CHANGE]
+        if not all(c in same_rows or c.is_append or not overlap(c.note.get("slice", {}), where) for c in between):
+            return None
+        before, now = (self.read(dataset, table, version=v, where=where) for v in (since, version))
+        if any(c.operation == "OPTIMIZE" for c in same_rows):
+            keys = before.select(*table.key)
+            return before, now.join(keys, on=list(table.key), how="left_anti")
+        names = [(uri.rpartition("/")[2],) for uri in before.inputFiles()]
+        known = F.broadcast(self.spark.createDataFrame(names, "_file string"))
+        named = now.withColumn("_file", F.substring_index(F.input_file_name(), "/", -1))
+        was, came = (named.join(known, on="_file", how=how).drop("_file") for how in ("left_semi", "left_anti"))
+        return was, came
 
     def rows(self, dataset: str, table: Table, rows: Sequence[Sequence[Any]]) -> DataFrame:
         """A few rows of a table, from Python values in the order of its columns; by Arrow, which needs no Spark job."""
@@ -247,6 +278,10 @@ def data_version(history: list[Commit], where: Slice) -> int:
         c.version for c in history if c.operation not in NO_DATA_CHANGE and overlap(c.note.get("slice", {}), where)
     )
     return max(changed, default=-1)
+
+
+def _is_append(parameters: Mapping[str, Any] | None) -> bool:
+    return (parameters or {}).get("mode") == "Append"
 
 
 def _note(text: str | None) -> dict[str, Any]:

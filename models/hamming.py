@@ -32,42 +32,63 @@ def bands(max_bits: int, fixed: int = 0) -> list[int]:
     return [sum(1 << bit for bit in free[low:high]) for low, high in pairwise(ends)]
 
 
-def forest(hashes_N: Hashes, max_bits: int, fixed: int = 0) -> tuple[Hashes, Hashes]:
+def forest(
+    hashes_N: Hashes, max_bits: int, fixed: int = 0, num_new: int | None = None
+) -> tuple[Hashes, Hashes]:  # fmt: skip
     """Links (from, to) by which those are joined that any chain of pairs joins: at most one from each hash.
 
     Args:
         hashes_N: distinct.
         max_bits: pairs differ in at most so many bits.
         fixed: mask of bits; only pairs that agree on all of them are wanted. 0: all pairs.
+        num_new: so many at the start; only pairs with one of them are wanted, or compared. None: all.
     """
+    num_new = len(hashes_N) if num_new is None else num_new
     parents_N = np.arange(len(hashes_N))
-    _link(hashes_N, parents_N, *_buckets(hashes_N, parents_N.copy(), fixed), fixed, max_bits)
+    _link(hashes_N, parents_N, *_buckets(hashes_N, parents_N.copy(), fixed, num_new), fixed, max_bits, num_new)
     roots_N = _roots(parents_N)
     linked = np.flatnonzero(roots_N != np.arange(len(hashes_N)))
     return hashes_N[linked], hashes_N[roots_N[linked]]
 
 
-def _buckets(hashes_N: Hashes, members: Places, mask: int) -> tuple[Places, Places]:
-    """Members in order of their bits in `mask`; where each bucket of equal bits starts, and the end of the last."""
+def _buckets(hashes_N: Hashes, members: Places, mask: int, num_new: int) -> tuple[Places, Places]:
+    """Members in order of their bits in `mask`; where each bucket of equal bits starts, and the end of the last.
+
+    Where not all are new: the new ones first in each bucket, and no bucket without any.
+    """
     keys = hashes_N[members] & np.uint64(mask)
-    order = np.argsort(keys)
+    if num_new < len(hashes_N):
+        is_met = np.isin(keys, keys[members < num_new])
+        members, keys = members[is_met], keys[is_met]
+        order = np.lexsort((members, keys))
+    else:
+        order = np.argsort(keys)
     is_start = keys[order[1:]] != keys[order[:-1]]
     return members[order], np.concatenate([[0], np.flatnonzero(is_start) + 1, [len(members)]])
 
 
-def _link(hashes_N: Hashes, parents_N: Places, order: Places, starts: Places, fixed: int, max_bits: int) -> None:
+def _link(
+    hashes_N: Hashes, parents_N: Places, order: Places, starts: Places, fixed: int, max_bits: int, num_new: int
+) -> None:  # fmt: skip
     """Joins in `parents_N` the pairs of each bucket, whose hashes agree on `fixed`."""
     is_large = np.diff(starts) > SMALL
-    _compare(hashes_N, parents_N, order, starts, is_large, max_bits)
+    _compare(hashes_N, parents_N, order, starts, is_large, max_bits, num_new)
     for n in np.flatnonzero(is_large):
         bucket = order[starts[n] : starts[n + 1]]
-        splits = [(mask, *_buckets(hashes_N, bucket, fixed | mask)) for mask in bands(max_bits, fixed)]
-        num_pairs = sum((np.diff(smaller) ** 2).sum() for _, _, smaller in splits)
-        if not splits or num_pairs > len(bucket) ** 2 / 2:  # they agree on nearly all: splitting would repeat the work
-            _compare(hashes_N, parents_N, bucket, np.array([0, len(bucket)]), np.array([False]), max_bits)
+        splits = [(mask, *_buckets(hashes_N, bucket, fixed | mask, num_new)) for mask in bands(max_bits, fixed)]
+        num_pairs = sum(_num_pairs(members < num_new, smaller) for _, members, smaller in splits)
+        # Half of them or more: they agree on nearly all, and splitting would repeat the work.
+        if not splits or num_pairs > _num_pairs(bucket < num_new, np.array([0, len(bucket)])) / 2:
+            _compare(hashes_N, parents_N, bucket, np.array([0, len(bucket)]), np.array([False]), max_bits, num_new)
             continue
         for mask, members, smaller in splits:
-            _link(hashes_N, parents_N, members, smaller, fixed | mask, max_bits)
+            _link(hashes_N, parents_N, members, smaller, fixed | mask, max_bits, num_new)
+
+
+def _num_pairs(is_new_N: npt.NDArray[np.bool_], starts: Places) -> int:
+    """Comparisons within buckets, about: of each new one with all."""
+    num_new = np.diff(np.concatenate([[0], np.cumsum(is_new_N)])[starts])
+    return int((num_new * np.diff(starts)).sum())
 
 
 @numba.njit(cache=True)
@@ -84,12 +105,14 @@ def _roots(parents_N):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
 
 
 @numba.njit(cache=True)
-def _compare(hashes_N, parents_N, order, starts, is_large, max_bits):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """All pairs of each bucket that is not large."""
+def _compare(hashes_N, parents_N, order, starts, is_large, max_bits, num_new):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """All pairs with a new one of each bucket that is not large."""
     for bucket in range(len(is_large)):
         if is_large[bucket]:
             continue
         for i in range(starts[bucket], starts[bucket + 1]):
+            if order[i] >= num_new:  # and all after it
+                break
             one = hashes_N[order[i]]
             for j in range(i + 1, starts[bucket + 1]):
                 bits = one ^ hashes_N[order[j]]

@@ -1,5 +1,6 @@
-"""The dedup ladder against plain Python: groups by each method, over partitions and orders, a third in one group."""
+"""The dedup ladder against plain Python: by each method, over partitions, orders and batches, a third in one group."""
 
+import dataclasses
 import json
 import os
 import random
@@ -17,11 +18,13 @@ from test_models_minhash import captions, flipped, share
 
 import etl.components
 import etl.groups
+import etl.grow
 import etl.near
 import etl.parts
 import etl.skew
 from etl import urls
 from etl.config import load
+from etl.run import Runner
 from etl.stage import UserError
 from etl.stages import dedup
 from etl.stages.dedup import METHODS, Config
@@ -79,12 +82,13 @@ def signed(bits: int) -> int:
 
 
 def pool() -> list[dict]:
-    """600 pairs: a third share all values, a tenth has none; chains, copies and near ones of others; odd statuses."""
+    """605 pairs: a third share all values, a tenth has none; chains, copies and near ones of others; odd statuses; the
+    smallest uid is that of a row without which two groups would be apart."""
     draw = random.Random(11)
     texts = [f"{one} {other}" for one, other in zip(captions(600, seed=12), captions(600, seed=13), strict=True)]
     rows = [{"uid": uid(n), "status": "ok", "sha256": f"{n:064x}", "phash": signed(draw.getrandbits(64)),
              "url": f"example.com/{n}", "text": text}
-            for n, text in zip(draw.sample(range(5000), 600), texts, strict=True)]  # fmt: skip
+            for n, text in zip(draw.sample(range(10, 5000), 600), texts, strict=True)]  # fmt: skip
     for n, row in enumerate(rows):
         before = rows[draw.randrange(n)] if n and n % 3 == 0 else rows[440 + draw.randrange(60)]
         if n < 200:
@@ -101,7 +105,16 @@ def pool() -> list[dict]:
             row |= {name: before[name] for name in draw.sample(("sha256", "url", "text"), 2)}
         row["status"] = draw.choice(["ok"] * 8 + ["metadata_only", "decode_error"])
     rows[500]["text"], rows[501]["text"], rows[502]["text"] = "", " \t", ""  # blank captions are not merged
-    return rows
+    return [*rows, *between()]
+
+
+def between() -> list[dict]:
+    """Two groups by phash and by minhash, and uid 1, which is near both."""
+    text, bits = "a lighthouse on a rock in the sea, seen from a small boat at dawn", 0x123456789ABCDEF
+    said = {1: (bits, text), 6000: (bits ^ 7, f"{text}, painted"), 6001: (bits ^ 7 ^ 1 << 9, f"{text}, painted!"),
+            6002: (bits ^ 7 << 60, f"print: {text}"), 6003: (bits ^ 7 << 60 ^ 1 << 8, f"print: {text}!")}  # fmt: skip
+    rows = {n: {"sha256": f"{n:064x}", "url": f"example.com/{n}", "text": words} for n, (_, words) in said.items()}
+    return [{"uid": uid(n), "status": "ok", "phash": signed(said[n][0]), **row} for n, row in rows.items()]
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +122,9 @@ def expected() -> list[tuple]:
     return reference(pool(), ALL)
 
 
-@pytest.mark.parametrize("partitions", [1, 4, 13])
+@pytest.mark.parametrize(
+    "partitions", [pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(13, marks=pytest.mark.slow)]
+)
 def test_the_ladder_is_the_reference(spark, monkeypatch, expected, partitions):
     """Values of more than 50 rows are heavy; large buckets are split; a band is cut into several parts."""
     for module in (etl.skew, etl.components, etl.groups):
@@ -124,8 +139,76 @@ def test_the_ladder_is_the_reference(spark, monkeypatch, expected, partitions):
 
 def test_nothing_to_find(spark):
     alone = frame(spark, PAIRS, [{"uid": uid(1), "status": "ok", "text": "one", "phash": 1, "sha256": "a", "url": "u"}])
-    assert rows_of(dedup.transform(alone, config=ALL)) == []
-    assert rows_of(dedup.transform(alone.limit(0), config=ALL)) == []
+    assert rows_of(dedup.transform(alone, config=Config(methods=("url_text", "minhash")))) == []
+    assert rows_of(dedup.transform(alone.limit(0), config=Config(methods=("sha256", "phash")))) == []
+
+
+# --- rows that come later
+
+
+def batches(number: int) -> list[list[dict]]:
+    """The pool in parts, the largest uids first, so that most groups get another name."""
+    rows = sorted(pool(), key=lambda row: row["uid"], reverse=True)
+    return [rows[n * len(rows) // number : (n + 1) * len(rows) // number] for n in range(number)]
+
+
+def updated(spark, parts: list[list[dict]], written, config: Config):
+    """What `update` makes of the last part, when the others and what was `written` of them are there."""
+    earlier = frame(spark, PAIRS, [row for part in parts[:-1] for row in part], 3)
+    found = dedup.update({"pairs": earlier}, {"pairs": frame(spark, PAIRS, parts[-1], 2)}, written, config=config)
+    assert found.columns == schema_of(DUPLICATES).names
+    return found
+
+
+def test_what_came_is_held_against_the_pool(spark, monkeypatch, expected):
+    """Groups are joined by a row that came, named after one that came, begun by one that was alone; a heavy one too."""
+    for module in (etl.skew, etl.components, etl.grow):
+        monkeypatch.setattr(module, "MANY", 50)
+    first, second = batches(2)
+    config = Config(methods=("sha256", "phash"))
+    before, wanted = reference(first, config), [row for row in expected if row[0] in config.methods]
+    name, after = {row[:2]: row[2] for row in before}, {row[:2]: row[2] for row in wanted}
+    for method in config.methods:  # the fixture has what is to be shown
+        moved = {(name[key], after[key]) for key in name if key[0] == method and name[key] != after[key]}
+        assert moved and any(key[0] == method and key not in name for key in after)
+        assert (len({new for _, new in moved}) < len(moved)) is (method == "phash")  # two groups became one
+    written = frame(spark, DUPLICATES, [dict(zip(schema_of(DUPLICATES).names, row, strict=True)) for row in before])
+    assert rows_of(updated(spark, [first, second], written, config)) == wanted
+
+
+@pytest.mark.slow
+def test_five_batches_one_after_the_other_are_one_batch(spark, expected):
+    parts, written = batches(5), frame(spark, DUPLICATES, [])
+    for number in range(len(parts)):
+        written = updated(spark, parts[: number + 1], written, ALL).localCheckpoint()
+    assert rows_of(written) == expected
+
+
+def test_a_run_updates_what_the_last_one_wrote_and_begins_anew_where_rows_went(spark, store):
+    """No more is asked of `transform`, nor of `update` where it could not know."""
+    ways: list[str] = []
+    stage = dataclasses.replace(
+        dedup.STAGE, transform=lambda *a, **k: ways.append("transform") or dedup.transform(*a, **k),
+        update=lambda *a, **k: ways.append("update") or dedup.update(*a, **k),
+    )  # fmt: skip
+    place = {"shard": "s", "offset_bytes": 0, "size_bytes": 1, "status": "ok"}
+    rows = [{"uid": uid(9 - n), "sha256": "ab"[n % 2], "phash": n, **place} for n in range(6)]
+    store.create("pool", PAIRS)
+    runner, config = Runner(store, {"pool": "pool"}), Config(methods=("sha256",))
+
+    def run() -> list[tuple[str, str]]:
+        ways.append(runner.run(stage, "pool", config).facts.get("since", {}))
+        return rows_of(store.read("pool", DUPLICATES), "uid", "group_uid")
+
+    def groups(some: list[dict]) -> list[tuple[str, str]]:
+        return [row[1:3] for row in reference(some, config)]
+
+    for part in (rows[:3], rows[3:]):
+        store.append_once(frame(spark, PAIRS, part), "pool", PAIRS, content=str(part), note={"slice": {}})
+        assert run() == groups(rows[: rows.index(part[-1]) + 1])
+    store.replace(frame(spark, PAIRS, rows[2:]), "pool", PAIRS, where={}, note={"slice": {}})
+    assert run() == groups(rows[2:])
+    assert ways == ["transform", {}, "update", {"pool.pairs": 1}, "transform", {}]
 
 
 # --- what a config may say
@@ -181,19 +264,35 @@ def test_canonical_urls_and_normal_texts(spark):
 # --- buckets
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 12)), max_size=40), st.integers(1, 6))
-def test_all_pairs_of_small_buckets_and_a_few_of_each_entry_of_large_ones(entries, all_pairs):
+ENTRIES = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 12)), max_size=40)
+
+
+def pairs_of(entries, num_new: int, all_pairs: int) -> set[tuple[int, int]]:
     keys, ids = (np.array([entry[n] for entry in entries], np.uint64) for n in (0, 1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(etl.near, "ALL_PAIRS", all_pairs)
-        found = set(zip(*(ends.tolist() for ends in etl.near.bucket_pairs(keys, ids)), strict=True))
-    expected = set()
-    for key in set(keys.tolist()):
-        bucket = sorted(one for k, one in entries if k == key)
+        ends = [end.tolist() for end in etl.near.bucket_pairs(keys, ids, num_new)]
+    found = set(zip(*ends, strict=True))
+    assert len({(min(pair), max(pair)) for pair in found}) == len(found)
+    return found
+
+
+@settings(max_examples=100, deadline=None)
+@given(ENTRIES, st.integers(1, 6), st.integers(0, 40))
+def test_all_pairs_with_a_new_entry_of_small_buckets_and_a_few_of_large_ones(entries, all_pairs, num_new):
+    new, expected = set(entries[:num_new]), set()
+    for key in {key for key, _ in entries}:
+        bucket = sorted({one for k, one in entries if k == key})
         expected |= {(a, b) for m, b in enumerate(bucket) for n, a in enumerate(bucket[:m])
-                     if a != b and (m - n <= all_pairs or n == 0)}  # fmt: skip
-    assert found == expected
+                     if (m - n <= all_pairs or n == 0) and {(key, a), (key, b)} & new}  # fmt: skip
+    assert pairs_of(entries, num_new, all_pairs) == expected
+
+
+@settings(max_examples=100, deadline=None)
+@given(ENTRIES, st.integers(1, 6), st.integers(0, 40))
+def test_entries_that_come_later_lose_no_pair_of_a_bucket(entries, all_pairs, num_new):
+    before = pairs_of(entries[num_new:], len(entries), all_pairs)
+    assert pairs_of(entries, len(entries), all_pairs) <= before | pairs_of(entries, num_new, all_pairs)
 
 
 # --- skew, measured by Spark

@@ -172,6 +172,46 @@ def test_no_pair_within_the_limit_is_lost_and_none_beyond_it_joined(monkeypatch,
         assert found == near_groups(hashes, max_bits)
 
 
+@pytest.mark.parametrize("small", [1, 6, 512])
+@pytest.mark.parametrize("max_bits", [0, 4])
+def test_of_old_and_new_hashes_only_pairs_with_a_new_one_are_joined_and_compared(monkeypatch, small, max_bits):
+    monkeypatch.setattr(hamming, "SMALL", small)
+    compare, compared = hamming._compare, []
+
+    def counted(hashes_N, parents_N, order, starts, is_large, most, num_new):
+        for start, end, is_left in zip(starts, starts[1:], is_large, strict=False):
+            new = int((order[start:end] < num_new).sum())
+            compared.append(0 if is_left else new * (end - start))
+        compare(hashes_N, parents_N, order, starts, is_large, most, num_new)
+
+    monkeypatch.setattr(hamming, "_compare", counted)
+    masks = hamming.bands(max_bits)
+    for seed in range(6):
+        hashes = clustered(seed, max_bits)
+        for num_new in (0, 3, len(hashes) // 2):
+            compared.clear()
+            found = set()
+            for mask in masks:
+                ends = hamming.forest(np.array(hashes, np.uint64), max_bits, mask, num_new)
+                found |= set(zip(*(end.tolist() for end in ends), strict=True))
+            pairs = [(a, b) for n, a in enumerate(hashes[:num_new]) for b in hashes[n + 1 :]
+                     if (a ^ b).bit_count() <= max_bits]  # fmt: skip
+            assert union_of(found, hashes) == union_of(pairs, hashes)
+            if small == 512:  # no bucket is split: each new hash meets those of its bucket, and no other two meet
+                met = sum(a & mask == b & mask for mask in masks for a in hashes[:num_new] for b in hashes)
+                assert sum(compared) == met
+
+
+def union_of(links, hashes) -> list[int]:
+    """The group of each hash by links."""
+    place = {value: n for n, value in enumerate(hashes)}
+    groups = list(range(len(hashes)))
+    for a, b in links:
+        one, other = groups[place[a]], groups[place[b]]
+        groups = [min(one, other) if g in (one, other) else g for g in groups]
+    return groups
+
+
 @given(st.integers(0, 12), st.integers(0, 2**64 - 1))
 def test_bands_are_disjoint_and_cover_what_is_free(max_bits, fixed):
     masks = hamming.bands(max_bits, fixed)

@@ -77,6 +77,21 @@ def test_groups_are_those_of_the_reference_on_any_partitions_order_and_grid(spar
     assert results[0] == results[1] == results[2]
 
 
+def test_vectors_that_came_are_held_against_all(spark):
+    """As from scratch, on any grid; but where there are clusters, which move, it is left to that."""
+    config = Config(max_distance=0.05, part_rows=90)
+    then, since = ({n: v for n, v in VECTORS.items() if (n % 5 in (0, 2)) is came} for came in (False, True))
+    parts = [
+        [embedded(n, vector) for n, vector in some.items()] + UNUSABLE[i::2] for i, some in enumerate((then, since))
+    ]
+    facts = prepare(frame(spark, EMBEDDINGS, ROWS), config=config)
+    rows = [dict(zip(schema_of(DUPLICATES).names, row, strict=True)) for row in reference(then, 0.05)]
+    inputs = [{"embeddings": frame(spark, EMBEDDINGS, part, 3)} for part in parts]
+    made = dedup_semantic.update(*inputs, frame(spark, DUPLICATES, rows), config=config, facts=facts)
+    check_same(rows_of(made), reference(VECTORS, 0.05))
+    assert dedup_semantic.update(*inputs, None, config=config, facts={**facts, "centres": ""}) is None
+
+
 def test_a_chain_is_one_group_and_its_distances_are_to_the_pair_it_is_named_after(spark):
     angles = np.radians([0, 10, 20, 30, 60, 65, 120])
     rows = [embedded(n, [np.cos(angle), np.sin(angle)]) for n, angle in zip((9, 2, 7, 5, 4, 3, 1), angles, strict=True)]

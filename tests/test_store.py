@@ -73,6 +73,27 @@ def test_history_is_that_of_now_however_often_it_was_asked_for(fruit):
     assert fruit.history("garden", FRUIT)[0].version == 6
 
 
+def test_rows_that_came_are_told_from_those_that_were_there(fruit):
+    """By files and, once these were compacted, by key; not where rows went."""
+
+    def apart(since, version, **where):
+        found = fruit.apart("garden", FRUIT, since=since, version=version, where=where)
+        return found and [sorted(row["name"] for row in part.collect()) for part in found]
+
+    for number, (kind, name) in enumerate([("apple", "gala"), ("pear", "conference"), ("apple", "boskoop")]):
+        append(fruit, (kind, name, 1), content=str(number), slice={"kind": kind})
+    assert apart(1, 3) == [["gala"], ["boskoop", "conference"]]
+    assert apart(1, 3, kind="apple") == [["gala"], ["boskoop"]]
+    assert apart(2, 2) == [["conference", "gala"], []]
+    fruit.optimise("garden", FRUIT)
+    assert apart(1, 4, kind="apple") == [["gala"], ["boskoop"]]
+    pears = frame(fruit, ("pear", "abate", 1))
+    fruit.replace(pears, "garden", FRUIT, where={"kind": "pear"}, note={"slice": {"kind": "pear"}})
+    assert apart(1, 5) is None
+    assert apart(1, 5, kind="apple") == [["gala"], ["boskoop"]]
+    assert apart(-3, 5) is None and apart(5, 4) is None
+
+
 def test_a_log_on_a_local_disk_is_read_as_delta_reads_it(store):
     store.create("garden", FRUIT)
     append(store, ("apple", "gala", 150), content="a", slice={"kind": "apple"})

@@ -11,14 +11,16 @@ of equals. Nothing is dropped. NULLs match nothing. Partitions and order change 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import reduce
 from typing import Literal
 
 import pydantic
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from etl.groups import equal_groups, near_groups
+from etl.groups import Distance, Edges, equal_groups, near_groups
+from etl.grow import grown_groups
 from etl.near import caption_edges, jaccard, phash_edges
 from etl.stage import Read, Slice, Stage, StageConfig
 from etl.tables import DUPLICATES, PAIRS
@@ -38,34 +40,59 @@ class Config(StageConfig):
     those at .85 where it is .8 (see `models/minhash.py`)."""
 
 
+def nearness(method: Method, config: Config) -> tuple[Edges, Distance] | tuple[None, None]:
+    """Which values are near by a method, and how far two are apart; None where only equal ones are duplicates."""
+    if method == "minhash":
+        return lambda values: caption_edges(values, config.min_jaccard), lambda a, b: 1 - jaccard(a, b)
+    if method == "phash" and config.max_distance_bits:
+        bits: Distance = lambda a, b: F.bit_count(F.col(a).bitwiseXOR(F.col(b)))  # noqa: E731
+        return lambda values: phash_edges(values, config.max_distance_bits), bits
+    return None, None
+
+
+def rows_of(pairs: DataFrame, method: Method) -> DataFrame:
+    """(uid, value) of the pairs that have one."""
+    has_pixels = method in ("sha256", "phash")
+    usable = pairs.where(F.col("status").isin(*(("ok",) if has_pixels else ("ok", "metadata_only"))))
+    value = F.col("text" if method == "minhash" else method) if method != "url_text" else url_text("url", "text")
+    if method == "minhash":
+        usable = usable.where("text RLIKE '\\\\S'")
+    return usable.select("uid", value.alias("value")).where("value IS NOT NULL")
+
+
 def groups(pairs: DataFrame, method: Method, config: Config) -> DataFrame:
     """(uid, group_uid, distance) by one method."""
-    if method == "url_text":
-        # Computed once: its patterns cost more than all else, and rows are read three times.
-        return equal_groups(_rows(pairs, url_text("url", "text"), has_pixels=False).localCheckpoint())
-    if method == "minhash":
-        captions = _rows(pairs.where("text RLIKE '\\\\S'"), F.col("text"), has_pixels=False)
-        return near_groups(
-            captions, lambda values: caption_edges(values, config.min_jaccard), lambda a, b: 1 - jaccard(a, b)
-        )
-    hashes = _rows(pairs, F.col(method), has_pixels=True)
-    if method == "sha256" or not config.max_distance_bits:
-        return equal_groups(hashes)
-    return near_groups(
-        hashes, lambda values: phash_edges(values, config.max_distance_bits),
-        lambda a, b: F.bit_count(F.col(a).bitwiseXOR(F.col(b))),
-    )  # fmt: skip
-
-
-def _rows(pairs: DataFrame, value: Column, *, has_pixels: bool) -> DataFrame:
-    """(uid, value) of the pairs that have one."""
-    statuses = ("ok",) if has_pixels else ("ok", "metadata_only")
-    return pairs.where(F.col("status").isin(*statuses)).select("uid", value.alias("value")).where("value IS NOT NULL")
+    rows, (edges, distance) = rows_of(pairs, method), nearness(method, config)
+    if edges and distance:
+        return near_groups(rows, edges, distance)
+    # Computed once: the patterns of a URL cost more than all else, and rows are read three times.
+    return equal_groups(rows.localCheckpoint() if method == "url_text" else rows)
 
 
 def transform(pairs: DataFrame, *, config: Config) -> DataFrame:
+    return _by_method(config, lambda method: groups(pairs, method, config))
+
+
+def update(
+    earlier: Mapping[str, DataFrame], added: Mapping[str, DataFrame], written: DataFrame, *, config: Config
+) -> DataFrame:  # fmt: skip
+    """What came against the whole pool, which is not compared with itself again: the same rows as from scratch.
+
+    But for captions in buckets of more than `near.ALL_PAIRS`, of which from scratch not all pairs are compared: those
+    that were compared when the bucket was smaller stay grouped.
+    """
+
+    def of(method: Method) -> DataFrame:
+        then, since = (rows_of(frames["pairs"], method) for frames in (earlier, added))
+        own = written.where(F.col("method") == method).select("uid", "group_uid", "distance")
+        return grown_groups(then, since, own, *nearness(method, config))
+
+    return _by_method(config, of)
+
+
+def _by_method(config: Config, groups_by: Callable[[Method], DataFrame]) -> DataFrame:
     found = [
-        groups(pairs, method, config).select(F.lit(method).alias("method"), "uid", "group_uid", "distance")
+        groups_by(method).select(F.lit(method).alias("method"), "uid", "group_uid", "distance")
         for method in config.methods
     ]
     return reduce(DataFrame.unionByName, found)
@@ -77,6 +104,6 @@ def methods_slice(config: StageConfig, key: str) -> Slice:
 
 
 STAGE = Stage(
-    "dedup", reads={"pairs": Read(PAIRS)}, writes=(DUPLICATES,), config=Config, transform=transform, resume="table",
-    version=2, slice_of=methods_slice,
+    "dedup", reads={"pairs": Read(PAIRS)}, writes=(DUPLICATES,), config=Config, transform=transform, update=update,
+    resume="table", version=2, slice_of=methods_slice,
 )  # fmt: skip

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,9 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from etl.components import components
+from etl.grow import regrouped
 from etl.skew import MANY, spread_join
-from etl.stage import Facts, Read, Slice, Stage, StageConfig, series_udf
+from etl.stage import Facts, Read, Slice, Stage, StageConfig, for_join, series_udf
 from etl.stages.score import float16
 from etl.tables import DUPLICATES, EMBEDDINGS
 
@@ -116,9 +117,24 @@ def in_cells(vectors: DataFrame, facts: Facts) -> DataFrame:
     part = F.pmod(F.xxhash64("uid"), F.col("num_parts"))
     placed = vectors.withColumn("cluster", _cluster(facts)).join(F.broadcast(sizes), on="cluster", how="inner")
     other = F.explode(F.sequence(F.lit(0), F.col("num_parts") - 1))
-    met = placed.withColumn("part", part).withColumn("other", other)
+    return _cells(placed.withColumn("part", part).withColumn("other", other))
+
+
+def _cells(met: DataFrame) -> DataFrame:
+    """The cell of each vector's `part` and the `other` one that it meets there."""
     ends = F.least("part", "other").alias("a"), F.greatest("part", "other").alias("b")
     return met.select("cluster", *ends, "part", "uid", "image_embedding")
+
+
+def in_new_cells(old: DataFrame, new: DataFrame, num_old: int, num_new: int) -> DataFrame:
+    """The same, of cells of which a side at least is a part of the new vectors; parts of the old ones come after."""
+
+    def placed(vectors: DataFrame, num_parts: int, start: int, num_others: int) -> DataFrame:
+        part = F.pmod(F.xxhash64("uid"), F.lit(num_parts)) + F.lit(start)
+        other = F.explode(F.sequence(F.lit(0), F.lit(num_others - 1)))
+        return _cells(vectors.withColumns({"cluster": F.lit(0), "part": part}).withColumn("other", other))
+
+    return placed(new, num_new, 0, num_new + num_old).unionByName(placed(old, num_old, num_new, num_new))
 
 
 def finder(max_distance: float) -> Callable[[pa.Table], pa.Table]:
@@ -153,6 +169,28 @@ def transform(embeddings: DataFrame, *, config: Config, facts: Facts) -> DataFra
     return with_distance(components(edges).localCheckpoint(), vectors)
 
 
+def update(
+    earlier: Mapping[str, DataFrame],
+    added: Mapping[str, DataFrame],
+    written: DataFrame,
+    *,
+    config: Config,
+    facts: Facts,
+) -> DataFrame | None:
+    """New vectors against all, the same rows as from scratch; None beyond `max_exact_rows`, since clusters move."""
+    if facts["centres"] is not None:
+        return None
+    old, new = (usable(frames["embeddings"]).select("uid", "image_embedding") for frames in (earlier, added))
+    num_new = new.count()
+    num_parts = (parts(number, config.part_rows) for number in (facts["num_vectors"] - num_new, num_new))
+    cells = in_new_cells(old, new, *num_parts).groupBy("cluster", "a", "b")
+    # Python: a blocked matrix product by torch.
+    edges = cells.applyInArrow(finder(config.max_distance), "uid_a string, uid_b string").localCheckpoint()
+    changed = regrouped(written, edges).localCheckpoint()
+    kept = written.join(for_join(changed.select("uid")), on="uid", how="left_anti")
+    return kept.unionByName(with_distance(changed, old.unionByName(new)))
+
+
 def with_distance(groups: DataFrame, vectors: DataFrame) -> DataFrame:
     """Rows of `duplicates` from (uid, group_uid): the distance is that to the pair that the group is named after."""
     firsts = groups.select(F.col("group_uid").alias("uid")).distinct().join(vectors, on="uid", how="inner")
@@ -178,5 +216,5 @@ def method_slice(config: StageConfig, key: str) -> Slice:
 
 STAGE = Stage(
     "dedup_semantic", reads={"embeddings": Read(EMBEDDINGS)}, writes=(DUPLICATES,), config=Config, prepare=prepare,
-    transform=transform, resume="table", version=1, slice_of=method_slice,
+    transform=transform, update=update, resume="table", version=1, slice_of=method_slice,
 )  # fmt: skip
