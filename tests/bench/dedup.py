@@ -8,6 +8,8 @@ Rows (of the whole process tree; the session is started before):
     phash_over_decode             CPU seconds of scanning shards with the perceptual hash / without
     dedup_10m_vs_1m               CPU seconds of the rungs sha256 and phash over synthetic hashes: 30 % of the rows in
     dedup_50m_vs_10m              groups, whose sizes fall as a power; half of them a bit away from the others
+    dedup_update_vs_anew          CPU seconds of holding a hundredth of those rows against the others / of all anew;
+                                  both must give the same rows
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from pyspark.sql import functions as F
 
 import models.images
 from etl.shards import scan
+from etl.stage import content_hash, fold_hash
 from etl.stages import dedup
 from models import minhash
 from tests.bench import data, ours
@@ -187,6 +190,32 @@ def scale_rows(spark: SparkSession, size: Size) -> list[Ratio]:
     ]
 
 
+def update_rows(spark: SparkSession, size: Size) -> list[Ratio]:
+    rows = spark.read.parquet(str(hashes(spark, size.hashes[0])))
+    is_new = F.pmod(F.xxhash64("uid", F.lit(9)), F.lit(100)) == 0
+    parts = [{"pairs": rows.where(is_new == came)} for came in (False, True)]
+    dedup.transform(**parts[0], config=dedup.Config()).write.mode("overwrite").parquet(str(_out("written")))
+    found: dict[str, tuple[int, str]] = {}
+
+    def update() -> float:
+        written = spark.read.parquet(str(_out("written")))
+        return write("update", dedup.update(*parts, written, config=dedup.Config()))
+
+    def write(name: str, frame: DataFrame) -> float:
+        frame.write.mode("overwrite").parquet(str(_out(name)))
+        sums = spark.read.parquet(str(_out(name))).agg(F.count("uid"), *content_hash(*frame.columns)).collect()[0]
+        found[name] = sums[0], fold_hash(*sums[1:])
+        return 1.0
+
+    sides = {"update": update, "anew": lambda: write("anew", dedup.transform(rows, config=dedup.Config()))}
+    rates, _ = interleaved(sides, repetitions=size.repetitions)
+    if found["update"] != found["anew"]:
+        raise AssertionError(f"wanted the same rows; found {found}")
+    taken = [[1 / rate for rate in rates[name]] for name in sides]
+    note = f"{size.hashes[0]:,} rows, a hundredth of them new; {found['anew'][0]:,} rows in groups, the same of both"
+    return [compare("dedup_update_vs_anew", *taken, "CPU seconds", "-", note)]
+
+
 def _dedup(rows: DataFrame) -> Side:
     def run() -> float:
         dedup.transform(rows, config=dedup.Config()).write.mode("overwrite").parquet(str(_out("hashes")))
@@ -203,6 +232,7 @@ PARTS: dict[str, Callable[[SparkSession, Size], list[Ratio]]] = {
     "captions": caption_rows,
     "photos": photo_rows,
     "scale": scale_rows,
+    "update": update_rows,
 }
 """Each gives rows; --only NAME runs one."""
 
@@ -216,7 +246,7 @@ def main() -> None:
     spark = ours.spark_session("local[2]")
     size = QUICK if given.quick else WHOLE
     rows = [row for name, part in PARTS.items() if not given.only or name in given.only for row in part(spark, size)]
-    for name in ("captions", "hashes"):
+    for name in ("captions", "hashes", "written", "update", "anew"):
         shutil.rmtree(_out(name), ignore_errors=True)
     report("dedup-quick" if given.quick or given.only else "dedup", rows)
 

@@ -103,6 +103,8 @@ EDITS: dict[str, dict[str, Callable[[Picture], bytes]]] = {
     "blur": {f"{r} px": lambda i, r=r: jpeg(i.filter(ImageFilter.GaussianBlur(r))) for r in (1, 3, 8)},
 }  # fmt: skip
 """Kind -> strength -> what it makes of a picture. All but recompression are written as JPEG of quality 90."""
+SWEEP = [(bits, distance) for distance in (0.1, 0.15, 0.2, 0.25, 0.3) for bits in (4, 6, 8, 10)]
+"""Thresholds of the perceptual hash and of the vectors, both together: what a default costs and finds."""
 SURE = ("copy", "recompress")
 """Kinds of which all should be found; where not, the report says so."""
 
@@ -194,6 +196,17 @@ def study(reported: Half, limits: dict[str, float]) -> dict[str, Any]:
             "num_pool": len(reported.pool["perceptual"])}  # fmt: skip
 
 
+def sweep(reported: Half) -> list[dict[str, Any]]:
+    """Of each of SWEEP: recall by both methods together, of SURE and of all edits; share of the pool flagged."""
+    rows = []
+    for bits, distance in SWEEP:
+        found = study(reported, {"perceptual": bits, "semantic": distance})
+        sure = {f"{k} {s}": r["both"] for (k, s), r in found["recall"].items() if k in SURE}
+        rows.append({"bits": bits, "distance": distance, "sure": sure, "mean": found["mean"]["both"],
+                     "false": found["false"]["both"]})  # fmt: skip
+    return rows
+
+
 def pictures(source: str, number: int | None = None) -> list[bytes]:
     """PNG of at most SIDE_PX, of each picture of a corpus that can be decoded; no two of the same pixels."""
     return list(islice(_pictures(source), number))
@@ -271,7 +284,16 @@ def main() -> None:
     show(found)
     say("with the defaults of the stages:")
     show(by_default)
-    table = {**found, "recall": [{"kind": k, "strength": s, **r} for (k, s), r in found["recall"].items()]}
+    for name_of, one in zip(("calibrating", "reported"), halves, strict=True):
+        say(f"both methods by other thresholds, of the half {name_of}: bits, distance, what is found")
+        for row in (swept := sweep(one)):
+            sure = ", ".join(f"{edit} {share:.2%}" for edit, share in row["sure"].items())
+            print(f"{row['bits']:>4}{row['distance']:>6}  mean {row['mean']:.2%}, false {row['false']:.2%}; {sure}")
+    table = {
+        **found,
+        "sweep": swept,
+        "recall": [{"kind": k, "strength": s, **r} for (k, s), r in found["recall"].items()],
+    }
     (OUT / f"{name}-table.json").write_text(json.dumps(table, indent=1))
 
 
