@@ -1,5 +1,6 @@
 """Evaluation images in the pool: planted copies by bytes, look and vector; sets registered once for every project."""
 
+import hashlib
 import json
 from functools import partial
 
@@ -21,6 +22,7 @@ from etl.stage import UserError
 from etl.stages import decontaminate, decontaminate_semantic, selection
 from etl.tables import CONTAMINATED, EMBEDDINGS, PAIRS
 from models import hamming
+from models.images import inspect
 
 PARTITIONS = (1, 4, 13)
 
@@ -157,16 +159,20 @@ def decontaminated(project: Project) -> list[tuple]:
 
 @pytest.fixture(scope="module")
 def registered(spark, tmp_path_factory):
-    """(folder, what `add` told, what was flagged before and after): a dataset of five ingested pictures, and a set that
+    """(folder, what `add` told, what was flagged before and after): a dataset of five pictures; and a set that
     has two of them by their bytes and one by its look (another format)."""
     root = tmp_path_factory.mktemp("registered")
-    for name, shades, others in (("pool", (1, 2, 3, 4, 5), ()), ("seen", (1, 2), (3,))):
-        (root / name).mkdir()
-        members = {f"{n}": {"png": picture(n, (64, 48)), "txt": f"{n}".encode()} for n in shades}
-        members |= {f"{n}": {"png": picture(n, (64, 48), "BMP"), "txt": f"{n}".encode()} for n in others}
-        write_shard(root / name / "0.tar", members)
-    first = project_of(root)
-    first.run_all(("ingest",))
+    (root / "seen").mkdir()
+    kinds = {1: "PNG", 2: "PNG", 3: "BMP"}
+    members = {f"{n}": {"png": picture(n, (64, 48), kind), "txt": b"a"} for n, kind in kinds.items()}
+    write_shard(root / "seen" / "0.tar", members)
+    first, rows = project_of(root), []
+    for n in range(1, 6):
+        data, place = picture(n, (64, 48)), {"shard": "0.tar", "offset_bytes": 0, "size_bytes": 1}
+        seen = {"sha256": hashlib.sha256(data).hexdigest(), "phash": inspect(data).phash}
+        rows.append({"uid": uid(n), "status": "ok", **place, **seen})
+    first.store.create("mine", PAIRS)
+    first.store.replace(frame(spark, PAIRS, rows), "mine", PAIRS, where={}, note={"slice": {}})
     before = decontaminated(first)
     held = evalsets.add(first, "seen", f"{root}/seen/*.tar")
     return root, held, before, decontaminated(project_of(root))
