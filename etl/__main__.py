@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from json import loads as load_json
 from pathlib import Path
@@ -62,7 +62,7 @@ def run(
             )
         runs = project.run_all(stage, dataset)
         emit({f"{r.stage}.{r.dataset}": _outcome(r) for r in runs} | _served(project, stage, dataset), as_json=json)
-        _exit_if_partial(project)
+        _exit_if_partial(project, dataset)
 
 
 def _served(project: Any, stages: list[str], datasets: list[str]) -> dict[str, Any]:
@@ -230,9 +230,9 @@ def _outcome(run: Any) -> Any:
     return dict(run.num_rows_by_status) or "up to date"
 
 
-def _exit_if_partial(project: Any) -> None:
+def _exit_if_partial(project: Any, datasets: Sequence[str] = ()) -> None:
     """Files that were not read whole are the user's to mend: the exit code says so."""
-    if bad := project.has_partial_inputs():
+    if bad := project.has_partial_inputs(datasets):
         sys.stderr.write("partial: " + "\npartial: ".join(bad) + "\n")
         raise typer.Exit(PARTIAL)
 

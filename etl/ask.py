@@ -66,6 +66,24 @@ def status(conf: Conf = ["local"], override: Set = [], json: Json = False, quiet
 
 
 @app.command()
+def growth(
+    by: Annotated[str, typer.Option(help="crawl, or file: each crawl file, list, shard.")] = "crawl",
+    conf: Conf = ["local"],  # noqa: B006
+    override: Set = [],  # noqa: B006
+    dataset: Dataset = "",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """What each crawl, release or file brought: seen, fetched, rejected and why, pairs, duplicates, kept."""
+    if by not in ("crawl", "file"):
+        raise UserError(f"--by: wanted crawl or file; found {by}")
+    with configured(conf, override, quiet) as project:
+        from etl.growth import growth as found
+
+        emit(found(project.store, dataset_of(project, dataset), by), as_json=json)  # type: ignore[arg-type]
+
+
+@app.command()
 def diff(
     before: Annotated[str, typer.Argument(help="A selection, from `dfn select` or `dfn status`.")],
     after: Annotated[str, typer.Argument(help="Another one; or none, with --against.")] = "",

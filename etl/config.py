@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
 
 from etl.corpora import CorpusSpec
 from etl.encoder_config import EncoderConfig as EncoderConfig
@@ -23,14 +20,29 @@ from etl.evalsets import EvalSetsConfig
 from etl.filter_specs import FilterSpec, problem
 from etl.gate_config import BackfillConfig
 from etl.layers import layered
+from etl.lists import Columns
 from etl.loop_config import LoopConfig
 from etl.rule import COLUMNS
 from etl.stage import StageConfig, UserError
 from etl.stages import STAGES
 from etl.stages.selection import DFN, DFN_BEFORE
-from etl.storage import Files, NoSecret, Options
+from etl.storage import Files, NoSecret, Options, is_readable
+from etl.storage import folder_of as folder_of
+from etl.table_lists import TABLE_NAME, is_table
 
-NEEDED_BY_CRAWL = ("aiohttp", "fastwarc", "protego", "resiliparse")
+NEEDED_BY_DOWNLOAD = ("aiohttp", "fastwarc", "protego", "resiliparse")
+
+
+def _is_source(name: str) -> str:
+    if not is_table(name):
+        return is_readable(name)
+    if not TABLE_NAME.fullmatch(name):
+        raise ValueError(f"wanted table:NAME, CATALOG.SCHEMA.NAME or a path; found {name[:80]}")
+    return name
+
+
+Source = Annotated[NoSecret, pydantic.AfterValidator(_is_source)]
+"""Files, or table:NAME."""
 Kind = Literal["pool", "filter", "dev", "eval"]
 
 
@@ -43,20 +55,43 @@ class DatasetConfig(StageConfig):
     """Made from public packages; its shards are kept in the cache."""
     shards: Files | None = None
     """Glob of WebDataset tars, a path or an fsspec URL."""
+    images: Source | None = None
+    """Pictures that lie in no tar, packed into tars in OUTPUT/packed/NAME: a glob of folders that ends with / (files
+    KEY.jpg, KEY.txt, KEY.json), a glob of lists with their bytes or paths, or table:NAME with a BINARY column."""
+    urls: Source | None = None
+    """Glob of lists of URL and caption (parquet, CSV, TSV, JSON lines), or table:NAME: downloaded as a crawl is."""
     crawl: Files | None = None
     """Glob of WARC or WAT files: their images are downloaded into OUTPUT/web/NAME and ingested from there."""
     metadata: Files | None = None
-    """Glob of parquet files: alone (pairs without pixels), or joined to the shards by uid."""
+    """Glob of lists, most often parquet: alone (pairs without pixels), or joined to shards or images by uid."""
+    columns: Columns = pydantic.Field(default={})
+    """Column of a list or table -> uid, url, text, sha256, width_px, height_px, image (bytes) or path (relative to the
+    list), where its name does not say. A file without such a column is not read, and the ledger says so."""
     labels: Files | None = None
     """Parquet file with uid and label, for zero-shot classification of an eval or dev set."""
 
     @pydantic.model_validator(mode="after")
     def has_a_source(self) -> DatasetConfig:
-        if self.crawl and (lacking := [name for name in NEEDED_BY_CRAWL if importlib.util.find_spec(name) is None]):
-            raise ValueError(f"wanted {lacking[0]}, for a crawl; found none; fix: pip install 'dfn-etl[web]'")
-        if sum(map(bool, (self.corpus, self.crawl, self.shards or self.metadata))) != 1:
-            raise ValueError("wanted a corpus, or a crawl, or shards and/or metadata")
+        if self.is_downloaded and (
+            lacking := [name for name in NEEDED_BY_DOWNLOAD if importlib.util.find_spec(name) is None]
+        ):
+            raise ValueError(f"wanted {lacking[0]}, for downloads; found none; fix: pip install 'dfn-etl[web]'")
+        alone = (self.corpus, self.crawl, self.urls, is_table(self.images))
+        beside = (self.shards or self.metadata) if not self.images or is_table(self.images) else self.images
+        if sum(map(bool, (*alone, beside))) != 1 or (self.images and self.shards):
+            raise ValueError("wanted one of: a corpus; a crawl; urls; shards or images, and/or metadata")
         return self
+
+    @property
+    def globs(self) -> list[str]:
+        """What names its files, without tables."""
+        named = (self.shards, self.metadata, self.crawl, self.images, self.urls)
+        return [pattern for pattern in named if pattern and not is_table(pattern)]
+
+    @property
+    def is_downloaded(self) -> bool:
+        """Whether its images have yet to be fetched."""
+        return bool(self.crawl or self.urls)
 
 
 class SparkConfig(StageConfig):
@@ -112,7 +147,7 @@ class Config(StageConfig):
     def writes_beside_its_inputs(self) -> Config:
         written = {Path(place).resolve() for place in (self.output_folder, self.tables_root) if "://" not in str(place)}
         for name, dataset in self.datasets.items():
-            for pattern in filter(None, (dataset.shards, dataset.metadata, dataset.crawl)):
+            for pattern in dataset.globs:
                 folder = folder_of(pattern)
                 if "://" not in folder and Path(folder).resolve() in written:
                     raise ValueError(f"wanted output and tables outside the inputs; found datasets.{name} in {folder}")
@@ -171,13 +206,6 @@ class Config(StageConfig):
 
     def of_kind(self, *kinds: Kind) -> list[str]:
         return [name for name, dataset in self.datasets.items() if dataset.kind in kinds]
-
-
-def folder_of(pattern: str) -> str:
-    """The folder before the first wildcard of a glob: what `shard` is relative to, spelt as the glob's results are."""
-    files, path = url_to_fs(pattern)
-    folder = re.split(r"[*?\[]", path)[0].rpartition("/")[0]
-    return folder if isinstance(files, LocalFileSystem) else str(files.unstrip_protocol(folder))
 
 
 def load(names: Sequence[str], overrides: Sequence[str] = ()) -> Config:

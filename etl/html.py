@@ -89,7 +89,7 @@ def images_of_html(
     if page.opt_out is None:
         said = ((m.getattr("name") or "", m.getattr("content") or "") for m in metas[0 : min(len(metas), 1000)])
         page.opt_out = said_by_metas(said, agent)
-    at = _joined(page_url, base.getattr("href") or "") if base is not None else page_url
+    at = absolute(page_url, base.getattr("href") or "") if base is not None else page_url
     for element in elements:
         page.take(element.getattr, at or page_url, max_images)
     return page
@@ -116,7 +116,7 @@ def images_of_wat(data: bytes, *, agent: str = "", max_images: int = 1000) -> tu
         return None
     named = [(n, c) for n, c in metas if isinstance(n, str) and isinstance(c, str)]
     page = Page(opt_out=said_by_headers(headers, agent) or said_by_metas(named, agent))
-    at = _joined(page_url, base) if isinstance(base, str) else page_url
+    at = absolute(page_url, base) if isinstance(base, str) else page_url
     for link in links:
         if isinstance(link, Mapping) and str(link.get("path", "")).startswith("IMG@/"):
             page.take(_attributes(link), at or page_url, max_images)
@@ -171,7 +171,7 @@ def _sound(text: str) -> str:
 def _url_of(attribute: Callable[[str], str | None], base: str) -> str | None:
     for name, is_set in SOURCES:
         value = attribute(name)
-        if value and (url := _joined(base, largest_of(value) if is_set else value)):
+        if value and (url := absolute(base, largest_of(value) if is_set else value)):
             return url
     return None
 
@@ -188,7 +188,7 @@ def largest_of(srcset: str) -> str:
     return best
 
 
-def _joined(base: str, reference: str) -> str | None:
+def absolute(base: str, reference: str) -> str | None:
     """An absolute http or https URL without fragment and credentials; None where there is none."""
     reference = re.sub(r"[\t\r\n]", "", reference).strip(_SPACE_AND_CONTROL)
     if not reference or len(reference) > MAX_URL_CHARS:

@@ -15,6 +15,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from etl import balance, soft_cap, wordnet
+from etl.blocklists import phash_of
 from etl.cut import find_cuts, lookup
 from etl.rule import COLUMNS, Condition, Unique
 from etl.stage import UserError, digest
@@ -97,7 +98,7 @@ def blocklist(paths: tuple[Path, ...], wanted_sha256: str = "") -> list[str]:
 
 
 def _is_blocked(lines: list[str]) -> Column:
-    """Whether a pair's uid, sha256, URL, domain, or a domain above it is in the list."""
+    """Whether a pair's uid, sha256, URL, domain, or a domain above it is in the list, or a perceptual hash near it."""
     if not lines:
         return F.lit(False)
     named = F.array(*map(F.lit, lines))
@@ -105,7 +106,26 @@ def _is_blocked(lines: list[str]) -> Column:
     labels = F.split(host, r"\.")
     domains = F.transform(F.sequence(F.lit(1), F.size(labels)), lambda i: F.array_join(F.slice(labels, i, 256), "."))
     names = F.array_compact(F.array("uid", "sha256", "url"))
-    return F.arrays_overlap(named, F.concat(names, F.coalesce(domains, F.array().cast("array<string>"))))
+    is_named = F.arrays_overlap(named, F.concat(names, F.coalesce(domains, F.array().cast("array<string>"))))
+    return reduce(Column.__or__, _is_near(lines), is_named)
+
+
+def _is_near(lines: list[str]) -> list[Column]:
+    """Whether a pair's perceptual hash is near a listed one: a condition for each distance that the list names."""
+    by_bits: dict[int, list[Column]] = {}
+    for listed, bits in (found for line in lines if (found := phash_of(line))):
+        by_bits.setdefault(bits, []).append(F.lit(_signed(listed)))
+    distances = {bits: F.transform(F.array(*some), _distance) for bits, some in by_bits.items()}
+    return [F.coalesce(F.array_min(found) <= bits, F.lit(False)) for bits, found in distances.items()]
+
+
+def _distance(listed: Column) -> Column:
+    return F.bit_count(F.col("phash").bitwiseXOR(listed))
+
+
+def _signed(bits: int) -> int:
+    """64 bits as BIGINT has them."""
+    return bits - (1 << 64) if bits >> 63 else bits
 
 
 def tops(found: DataFrame, config: Config) -> list[dict[str, Any]]:

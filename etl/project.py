@@ -21,10 +21,11 @@ from etl.lanes import TIMINGS
 from etl.run import Runner
 from etl.session import session
 from etl.stage import Slice, Stage, StageConfig, Table, UserError
-from etl.stages import STAGES, collect, decontaminate_semantic, download, embed, image_signals
+from etl.stages import STAGES, collect, decontaminate_semantic, download, embed, image_signals, ingest
 from etl.stages.features import without_npz
 from etl.storage import use
 from etl.store import Store
+from etl.table_lists import is_table, pin_table
 from etl.tables import CRAWL_FILES, FEATURE_FILES, INPUTS
 from models.filters import check_encoder, save_filter
 from models.records import RECORD, FilterRecord, VectorsRecord
@@ -84,7 +85,7 @@ class Project:
 
     @cached_property
     def sources(self) -> dict[str, DatasetConfig]:
-        """The datasets with their corpora built: only shards, metadata and labels are left."""
+        """The datasets with their corpora built, tables at the version that is read, and shards where they will be."""
         return {name: self._built(name, dataset) for name, dataset in self.config.datasets.items()}
 
     def corpus_folder(self, dataset: str) -> Path | None:
@@ -98,8 +99,12 @@ class Project:
         return self.config.output_folder / "web" / dataset
 
     def _built(self, name: str, dataset: DatasetConfig) -> DatasetConfig:
-        if dataset.crawl:
+        tables = {key: table for key in ("images", "urls") if is_table(table := getattr(dataset, key))}
+        dataset = dataset.model_copy(update={key: pin_table(self.store.spark, table) for key, table in tables.items()})
+        if dataset.is_downloaded:
             return dataset.model_copy(update={"shards": f"{self.web_folder(name)}/*/*.tar"})
+        if dataset.images:
+            return dataset.model_copy(update={"shards": f"{self.config.output_folder}/packed/{name}/*.tar"})
         if dataset.corpus is None:
             return dataset
         folder = corpora.build(name, dataset.corpus, say=self.say)
@@ -115,7 +120,8 @@ class Project:
         """
         if not self._has_source(stage, dataset):
             raise UserError(
-                f"stage {stage.name}: wanted datasets.{dataset}.crawl; found none; fix: name WARC or WAT files"
+                f"stage {stage.name}: wanted datasets.{dataset}.crawl or .urls; found none; "
+                "fix: name WARC or WAT files, or lists of URLs"
             )
         if wanted := self._idle_stages.get(stage.name):
             raise UserError(f"stage {stage.name}: wanted {wanted}; found other; fix: configure it, or leave it out")
@@ -153,7 +159,7 @@ class Project:
 
     def _has_source(self, stage: Stage, dataset: str) -> bool:
         """Whether a dataset has what the stages of the web read."""
-        return stage not in (collect.STAGE, download.STAGE) or bool(self.config.datasets[dataset].crawl)
+        return stage not in (collect.STAGE, download.STAGE) or self.config.datasets[dataset].is_downloaded
 
     @property
     def _idle_stages(self) -> dict[str, str]:
@@ -184,7 +190,9 @@ class Project:
         if "encoder_version" in wanted:
             known |= naming(*self.encoder)
         if "columns" in wanted:
-            known["columns"] = self.config.stages.ingest.columns  # type: ignore[attr-defined]
+            known["columns"] = self.config.datasets[dataset].columns
+        if stage in (collect.STAGE, ingest.STAGE):
+            known |= {key: getattr(self.sources[dataset], key) or "" for key in ("urls", "images")}
         if "without_npz" in wanted and self.config.encoder.published:
             known["without_npz"] = without_npz(self.sources[dataset])
         return settings.model_copy(update={key: value for key, value in known.items() if key in wanted})
@@ -197,8 +205,11 @@ class Project:
         base = settings or getattr(self.config.stages, stage.name)
         return base.model_copy(update={k: v for k, v in update.items() if k in type(base).model_fields})
 
-    def has_partial_inputs(self) -> list[str]:
-        """Files that could not be read whole, as `dataset: uri: reason`: then the exit code says partial."""
+    def has_partial_inputs(self, datasets: Sequence[str] = ()) -> list[str]:
+        """Files that could not be read whole, as `dataset: uri: reason`: then the exit code says partial.
+
+        `datasets`: none named are all.
+        """
         lines = []
         version = {"encoder_version": self.encoder[0].version} if self.config.encoder.published else None
         ledgers: list[tuple[Table, Slice | None]] = [
@@ -206,7 +217,7 @@ class Project:
             (INPUTS, None),
             *([(FEATURE_FILES, version)] if version else []),
         ]
-        for name, (table, where) in product(self.config.datasets, ledgers):
+        for name, (table, where) in product(datasets or self.config.datasets, ledgers):
             if self.store.exists(name, table):
                 ledger = self.store.read(name, table, where=where)
                 bad = ledger.where("status != 'ok'").select("uri", "status", "status_reason")

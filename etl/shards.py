@@ -7,7 +7,6 @@ unpacked onto a disk, and no link is followed.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -22,6 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from etl.shard_writer import ShardWriter, ShardWritten, publish, temporary_name, verify, write_manifest
 from etl.tar import MAX_MEMBER_BYTES, Member, Pointer, RangeReader, ShardError, cause, index, open_shard, split_name
+from etl.uids import uid_of_bytes
 from models.images import MAX_PIXELS, ImageError, inspect, sha256_hex, sniff
 
 __all__ = [
@@ -76,7 +76,7 @@ def list_shards(pattern: str) -> list[ShardFile]:
     files, _ = url_to_fs(pattern)
     files.invalidate_cache()  # what an earlier listing in this process found
     found = files.glob(pattern, detail=True).values()
-    shards = [_shard_file(files, info) for info in found if info["type"] == "file" or _links_to_file(info)]
+    shards = [shard_file(files, info) for info in found if info["type"] == "file" or _links_to_file(info)]
     return sorted(shards, key=lambda shard: shard.uri)
 
 
@@ -89,7 +89,7 @@ def _links_to_file(info: Mapping[str, Any]) -> bool:
     return bool(info.get("islink")) and (path.is_file() or not path.exists())
 
 
-def _shard_file(files: Any, info: Mapping[str, Any]) -> ShardFile:
+def shard_file(files: Any, info: Mapping[str, Any]) -> ShardFile:
     name, size_bytes = str(info["name"]), int(info["size"])
     if isinstance(files, LocalFileSystem):
         path = Path(name)
@@ -164,9 +164,7 @@ def _row(uri: str, sample: _Sample, max_pixels: int, source_default: str | None)
     url = _string(document, "url")
     uid = _string(document, "uid") or ""
     if not re.fullmatch("[0-9a-fA-F]{32}", uid):
-        name = url or f"{uri.rpartition('/')[2]}/{sample.key}"
-        content = name.encode("utf-8", "surrogateescape") + b"\0" + caption
-        uid = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        uid = uid_of_bytes(url or f"{uri.rpartition('/')[2]}/{sample.key}", caption)
     row: Row = {"uid": uid.lower(), "url": url, "text": text}
     row |= {"source": _string(document, "source") or source_default, "shard": uri}
     row |= dict.fromkeys(("offset_bytes", "size_bytes", "sha256", "phash", "image_format", "width_px", "height_px"))

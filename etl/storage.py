@@ -50,7 +50,7 @@ def _no_secret_url(url: str) -> str:
     return url
 
 
-def _is_readable(url: str) -> str:
+def is_readable(url: str) -> str:
     protocol = url.partition("://")[0] if "://" in url else "file"
     try:
         fsspec.get_filesystem_class(protocol.rpartition("::")[2])
@@ -63,7 +63,7 @@ def _is_readable(url: str) -> str:
 Options = Annotated[dict[str, dict[str, Any]], pydantic.AfterValidator(_no_secret_options)]
 """Protocol -> options of its file system, such as {s3: {endpoint_url: ..., anon: true}}."""
 NoSecret = Annotated[str, pydantic.AfterValidator(_no_secret_url)]
-Files = Annotated[NoSecret, pydantic.AfterValidator(_is_readable)]
+Files = Annotated[NoSecret, pydantic.AfterValidator(is_readable)]
 """A path or a URL of a file system that is installed here."""
 
 
@@ -100,3 +100,10 @@ def open_ranges(uri: str, ahead_bytes: int = 0) -> IO[bytes]:
         return files.open(path, "rb")  # type: ignore[no-any-return]
     how = {"cache_type": "readahead", "block_size": ahead_bytes} if ahead_bytes else {"cache_type": "none"}
     return files.open(path, "rb", **how)  # type: ignore[no-any-return]
+
+
+def folder_of(pattern: str) -> str:
+    """The folder before the first wildcard of a glob: what `shard` is relative to, spelt as the glob's results are."""
+    files, path = url_to_fs(pattern)
+    folder = re.split(r"[*?\[]", path)[0].rpartition("/")[0]
+    return folder if isinstance(files, LocalFileSystem) else str(files.unstrip_protocol(folder))

@@ -284,6 +284,27 @@ def _is_append(parameters: Mapping[str, Any] | None) -> bool:
     return (parameters or {}).get("mode") == "Append"
 
 
+def pin_table(spark: SparkSession, name: str) -> str:
+    """NAME@VERSION of a table that somebody else writes, by path or catalog name. Raises UserError."""
+    given, _, version = name.partition("@")
+    try:
+        newest = spark.sql(f"DESCRIBE HISTORY {_others(given)} LIMIT 1").collect()[0]["version"]
+    except Exception as error:  # of another class under Spark Connect
+        found = " ".join(str(error).split())[:150]
+        raise UserError(f"table:{name}: wanted a Delta table; found {found}; fix: its name") from None
+    return f"{given}@{version or newest}"
+
+
+def read_pinned(spark: SparkSession, pinned: str) -> DataFrame:
+    """The rows of NAME@VERSION."""
+    name, _, version = pinned.rpartition("@")
+    return spark.sql(f"SELECT * FROM {_others(name)} VERSION AS OF {int(version)}")
+
+
+def _others(name: str) -> str:
+    return f"delta.`{name}`" if "/" in name else ".".join(f"`{part}`" for part in name.split("."))
+
+
 def _note(text: str | None) -> dict[str, Any]:
     try:
         note = json.loads(text or "{}")

@@ -20,10 +20,10 @@ INPUTS = Table(
     "inputs",
     key=("uri",),
     ddl="""
-    uri STRING NOT NULL COMMENT 'a file handed to ingest',
+    uri STRING NOT NULL COMMENT 'handed to ingest: a file, a folder of images with its content, a data file of a table',
     size_bytes BIGINT COMMENT 'its size when listed, bytes',
     etag STRING COMMENT 'what told its content when listed: ETag, or modification time and size',
-    status STRING NOT NULL COMMENT 'of the file: ok, cut, not_a_tar, bad_parquet, unreadable',
+    status STRING NOT NULL COMMENT 'of the file: ok, cut, not_a_tar, bad_parquet, bad_list, unreadable',
     status_reason STRING COMMENT 'why, in one line',
     num_members BIGINT NOT NULL COMMENT 'samples found in it',
     num_by_status MAP<STRING, BIGINT> NOT NULL COMMENT 'status -> samples; sums to num_members',

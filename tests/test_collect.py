@@ -1,5 +1,6 @@
 """The web pool through Spark: crawl files to candidates to shards to pairs; killed, and run again."""
 
+import datetime
 import hashlib
 import io
 import json
@@ -12,20 +13,23 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import picture, rows_of
+from helpers import frame, picture, rows_of
 from hostile import Site, hang_up, image, serving, status, with_exif
 from PIL import Image
 from web import page, wat, write_crawl
 
 from etl.config import load
 from etl.fetch_shards import ShardSink, noted, take_over
+from etl.growth import growth
 from etl.project import Project
 from etl.shards import index, scan
 from etl.stage import UserError
-from etl.stages import collect, download, ingest
+from etl.stages import collect, download, ingest, signals
 from etl.store import Store
-from etl.tables import CANDIDATES, CRAWL_FILES, FETCHES, INPUTS, PAIRS
-from models.images import sha256_hex
+from etl.tables import CANDIDATES, CRAWL_FILES, DUPLICATES, FETCHES, INPUTS, PAIRS, RECEIPTS, SELECTIONS
+from models.images import inspect, sha256_hex
+
+STAGES = (collect.STAGE, download.STAGE, ingest.STAGE, signals.STAGE)
 
 
 def uid_of(url: str, text: str) -> str:
@@ -79,7 +83,7 @@ def web(spark, tmp_path_factory):
         store = Store(spark, str(folder / "tables"))
         settings = {"stages.download.blocklists": f"[{folder / 'block.txt'}]", "stages.download.resize_px": 512}
         project = project_of(folder, store, **settings)
-        for stage in (collect.STAGE, download.STAGE, ingest.STAGE):
+        for stage in STAGES:
             project.run(stage, "pool")
         yield site, project, folder
 
@@ -161,13 +165,57 @@ def test_run_again_nothing_is_asked_for_and_a_new_file_costs_what_is_new(web):
         "stages.download.blocklists": f"[{folder / 'block.txt'}]", "stages.download.resize_px": 512,
     })  # fmt: skip
     site.requests.clear()
-    assert all(fresh.run(stage, "pool").is_up_to_date for stage in (collect.STAGE, download.STAGE, ingest.STAGE))
+    assert all(fresh.run(stage, "pool").is_up_to_date for stage in STAGES)
     assert site.requests == []
     write_crawl(folder / "crawl/c.warc", page(f"{site.url}/five", imgs(("5.png", "new"), ("0.png", "one 0.png"))))
-    done = [fresh.run(stage, "pool") for stage in (collect.STAGE, download.STAGE, ingest.STAGE)]
-    assert [run.num_rows_written for run in done] == [1, 1, 1]
+    done = [fresh.run(stage, "pool") for stage in STAGES]
+    assert [run.num_rows_written for run in done] == [1, 1, 1, 1]  # the file, its new candidate, shard and pair
     assert sorted(path for _, path in site.requests) == ["/.well-known/tdmrep.json", "/5.png", "/robots.txt"]
     assert ("new", "ok") in rows_of(fresh.store.read("pool", PAIRS), "text", "status")
+
+
+def test_growth_says_what_each_crawl_and_file_brought_and_what_became_of_it(web):
+    """After the file that came later; two pairs of one crawl and one of another look alike, and two are selected."""
+    _, project, _ = web
+    store = project.store
+    of_text = dict(rows_of(store.read("pool", PAIRS), "text", "uid"))
+    texts = ("one 0.png", "one 1.png", "another text", "new")
+    members = [{"method": "phash", "uid": of_text[t], "group_uid": "0" * 32, "distance": 0.0} for t in texts[:3]]
+    members.append({**members[0], "method": "sha256"})  # a pair counts once
+    receipt = {"selection_id": "s", "inputs": {}, "rule": "{}", "seed": 0, "facts": "{}", "num_rows": 2, "hash": ""}
+    kept = [{"selection_id": "s", "uid": of_text[t], "num_repeats": 1} for t in texts[1:4:2]]
+    for table, rows in {DUPLICATES: members, SELECTIONS: kept, RECEIPTS: [receipt]}.items():
+        store.create("pool", table)
+        where = {"selection_id": "s"} if "selection_id" in table.sliced_by else {}
+        store.replace(frame(store.spark, table, rows), "pool", table, where=where, note={"slice": where})
+    not_fetched = {"blocklisted": 1, "connect_error": 1, "decode_error": 1, "http_error": 1, "not_an_image": 1}
+    assert growth(store, "pool", "crawl") == {
+        "CC-MAIN-2024-22": {
+            "candidates": 16, "not_candidates": {"missing_text": 1, "unsupported_url": 1}, "fetched": 9,
+            "not_fetched": {**not_fetched, "opted_out": 2}, "pairs": 9, "duplicates": 2, "kept": 1,
+        },
+        "pool": {
+            "candidates": 5, "not_candidates": {"duplicate_uid": 2}, "fetched": 3,
+            "not_fetched": {"blocked_address": 1, "opted_out": 1}, "pairs": 3, "duplicates": 1, "kept": 1,
+        },
+    }  # fmt: skip
+    by_file = {Path(name).name: found for name, found in growth(store, "pool", "file").items()}
+    assert by_file["c.warc"] == {
+        "candidates": 1, "not_candidates": {"duplicate_uid": 1}, "fetched": 1, "pairs": 1, "kept": 1,
+    }  # fmt: skip
+
+
+def test_growth_of_a_pool_that_no_crawl_brought(store):
+    pairs = [{"uid": "1" * 32, "source": "a", "status": "metadata_only"}, {"uid": "2" * 32, "status": "decode_error"}]
+    file = {"uri": "x.tar", "status": "ok", "num_members": 3, "num_by_status": {"metadata_only": 1, "duplicate_uid": 2}}
+    assert growth(store, "pool", "crawl") == growth(store, "pool", "file") == {}
+    for table, rows in {PAIRS: pairs, INPUTS: [{**file, "ingested_at": datetime.datetime.now()}]}.items():
+        store.create("pool", table)
+        store.replace(frame(store.spark, table, rows), "pool", table, where={}, note={})
+    assert growth(store, "pool", "crawl") == {
+        "": {"not_pairs": {"decode_error": 1}}, "a": {"not_pairs": {"metadata_only": 1}},
+    }  # fmt: skip
+    assert growth(store, "pool", "file") == {"x.tar": {"not_pairs": {"duplicate_uid": 2, "metadata_only": 1}}}
 
 
 def test_the_stages_of_the_web_are_not_run_without_a_crawl(spark, tmp_path):
@@ -176,9 +224,9 @@ def test_the_stages_of_the_web_are_not_run_without_a_crawl(spark, tmp_path):
     project = Project(config)
     project.__dict__["store"] = Store(spark, str(tmp_path / "tables"))
     assert [run.stage for run in project.run_all(["collect", "download"])] == []
-    with pytest.raises(UserError, match=r"stage download: wanted datasets.a.crawl"):
+    with pytest.raises(UserError, match=r"stage download: wanted datasets.a.crawl or .urls"):
         project.run(download.STAGE, "a")
-    with pytest.raises(UserError, match="wanted a corpus, or a crawl"):
+    with pytest.raises(UserError, match="wanted one of: a corpus; a crawl"):
         load(["local"], ["datasets.a={kind: pool, crawl: x/*.warc, shards: y/*.tar}"])
     with pytest.raises(UserError, match="allowed_networks"):
         load(["local"], ["datasets.a={kind: pool, crawl: x/*}", "stages.download.allowed_networks=[nonsense]"])
@@ -217,6 +265,18 @@ def test_bytes_that_are_not_those_of_the_index_are_in_no_shard(tmp_path):
     (tar,) = tmp_path.glob("*/*.tar")
     samples = [row for row in scan(str(tar)) if isinstance(row, dict)]
     assert [row["sha256"] for row in samples] == [sha256_hex(picture(0))]
+
+
+def test_an_image_whose_perceptual_hash_is_near_a_blocked_one_is_in_no_shard(tmp_path):
+    phash = inspect(picture(0)).phash % (1 << 64)
+    (tmp_path / "never.txt").write_text(f"{phash ^ 0b1011:016x}\n")
+    with serving(Site({f"/{n}": image(picture(n)) for n in range(2)})) as site:
+        found = downloaded(tmp_path / "web", task_rows(site, 2), blocklists=(tmp_path / "never.txt",))
+    assert {row["url"][-1]: (row["status"], row["status_reason"]) for row in found} == {
+        "0": ("blocklisted", "its perceptual hash, 3 bits away"), "1": ("ok", None),
+    }  # fmt: skip
+    (tar,) = (tmp_path / "web").glob("*/*.tar")
+    assert picture(0) not in tar.read_bytes()
 
 
 def test_what_an_attempt_stored_before_it_broke_is_not_fetched_again(tmp_path, monkeypatch):

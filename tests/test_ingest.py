@@ -32,7 +32,8 @@ NOT_PAIRS = {"duplicate_uid", "missing_partner"}
 
 def ingested(store, folder: Path, *, shards="*.tar", metadata=None, **settings):
     """One run over a folder, then the ledger's own promise, whatever is in it."""
-    source = SimpleNamespace(shards=shards and f"{folder}/{shards}", metadata=metadata and f"{folder}/{metadata}")
+    named = {"shards": shards, "metadata": metadata, "images": None}
+    source = SimpleNamespace(**{key: glob and f"{folder}/{glob}" for key, glob in named.items()})
     root = str(folder) if shards else ""
     config = ingest.Config(source="mine", shards_root=root, metadata=source.metadata, num_tasks=2, **settings)
     run = Runner(store, {"pool": "pool"}).run(ingest.STAGE, "pool", config, source=source)

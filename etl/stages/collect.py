@@ -1,4 +1,5 @@
-"""Crawl files to candidates. Reads WARC and WAT files. Writes candidates, and crawl_files: the ledger of the files.
+"""Crawl files and lists of URLs to candidates. Reads WARC and WAT files, lists, tables. Writes candidates, and
+crawl_files: the ledger of the files.
 
 A task takes a file at a time. Of two candidates with one uid that of the earlier chunk stays, then that of the smaller
 (file, place in it); the ledger counts the other. Elements that give no candidate are counted by why. A file that is
@@ -17,22 +18,26 @@ from urllib.parse import urlsplit
 import pandas as pd
 import pyarrow as pa
 import pydantic
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from etl.arrow import batch_of, count_from, schema_of
-from etl.shards import list_shards
+from etl.lists import Columns
+from etl.shards import ShardSummary, list_shards
 from etl.stage import Read, Stage, StageConfig, tasks
 from etl.stages.ingest import marked
 from etl.storage import with_storage
+from etl.table_lists import GROUP, is_table, list_table, numbered, table_rows
 from etl.tables import CANDIDATES, CRAWL_FILES
 from etl.uids import uid_of
 
 FOUND = """uid string, url string, text string, alt_raw string, page_url string, host string, chunk_group string,
-opt_out_evidence string"""
+sha256 string, opt_out_evidence string"""
 SCANNED = f"uri string, number bigint, is_file boolean, status string, status_reason string, counts string, {FOUND}"
 SCHEMA = schema_of(SCANNED)
+FOUND_NAMES = [part.split()[0] for part in FOUND.split(",")]
 COUNTS = "images map<string,bigint>, pages map<string,bigint>"
+NO_COUNTS = '{"images": {}, "pages": {}}'
 COMMON_CRAWL = re.compile(r"CC-MAIN-\d{4}-\d{2}")
 BATCH_ROWS = 10_000
 Row = dict[str, Any]
@@ -50,53 +55,98 @@ class Config(StageConfig):
     """Files per commit."""
     num_tasks: int | None = pydantic.Field(default=None, gt=0, exclude=True)
     """Tasks per chunk; None: spark.sql.shuffle.partitions."""
+    columns: Columns = pydantic.Field(default={})
+    """Known to a run only: column of a list -> what it is, where its name does not say."""
     source: str = ""
     """Known to a run only: the crawl, where no path says which one of Common Crawl's it is."""
+    urls: str = pydantic.Field(default="", exclude=True)
+    """Known to a run only: the lists of URLs of the dataset, or the table."""
     storage: dict[str, dict[str, Any]] = pydantic.Field(default={}, exclude=True)
     """Known to a run only: see `etl/storage.py`."""
 
 
 def listing(dataset: Any) -> pd.DataFrame:
-    """The crawl files of a dataset."""
-    files = list_shards(dataset.crawl) if dataset.crawl else []
-    rows = [(file.uri, file.size_bytes, file.etag, file.uri) for file in files]
-    return pd.DataFrame(rows, columns=["uri", "size_bytes", "etag", "chunk_group"])
+    """The crawl files of a dataset, or its lists of URLs."""
+    kind = "crawl" if dataset.crawl else "urls"
+    if is_table(dataset.urls):
+        rows = [(*file, kind, GROUP) for file in list_table(dataset.urls)]
+    else:
+        files = list_shards(dataset.crawl or dataset.urls) if dataset.is_downloaded else []
+        rows = [(file.uri, file.size_bytes, file.etag, kind, file.uri) for file in files]
+    return pd.DataFrame(rows, columns=["uri", "size_bytes", "etag", "reader", "chunk_group"])
+
+
+def _crawl(uri: str, config: Config) -> Iterator[list[Row] | Row]:
+    """Candidates of the pages of a crawl file, and its line."""
+    from etl.crawl import Caps, Found, scan_crawl  # of the extra `web`
+
+    caps = Caps(config.max_page_bytes, config.max_images_per_page, config.max_records)
+    for item in scan_crawl(uri, caps=caps, agent=config.user_agent):
+        if isinstance(item, Found):
+            yield rows_of(item)
+        else:
+            counts = json.dumps({"images": item.images, "pages": item.pages})
+            yield {"status": item.status, "status_reason": item.reason, "counts": counts}
+
+
+def _urls(uri: str, config: Config) -> Iterator[list[Row] | Row]:
+    """Candidates of a list, what is none with its status, and its line."""
+    from etl.url_lists import candidates_of, scan_urls
+
+    for item in scan_urls(uri, columns=config.columns):
+        if isinstance(item, ShardSummary):
+            yield {"status": item.status, "status_reason": item.status_reason, "counts": NO_COUNTS}
+        else:
+            yield [with_group(row) for row in candidates_of(item)]
+
+
+READERS = {"crawl": _crawl, "urls": _urls}
+"""Key of a dataset's config -> how its files are read: rows of candidates, and last the line on the file."""
 
 
 def scanner(config: Config) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
     """Files to rows of SCANNED: one per candidate, and one per file with its status and counts."""
-    from etl.crawl import Caps, CrawlFile, Found, scan_crawl  # of the extra `web`
-
-    caps = Caps(config.max_page_bytes, config.max_images_per_page, config.max_records)
 
     def scan_files(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for uri in (uri for batch in batches for uri in batch.column("uri").to_pylist()):
-            number, rows = 0, list[Row]()
-            for item in scan_crawl(uri, caps=caps, agent=config.user_agent):
-                rows += rows_of(item) if isinstance(item, Found) else []
-                if rows and (len(rows) >= BATCH_ROWS or isinstance(item, CrawlFile)):
-                    known = {name: [row[name] for row in rows] for name in rows[0]}
-                    numbers = count_from(number, len(rows))
-                    yield batch_of(SCHEMA, len(rows), uri=uri, number=numbers, is_file=False, status="ok", **known)
+        for file in (file for batch in batches for file in batch.to_pylist()):
+            uri, number, rows = file["uri"], 0, list[Row]()
+            for item in READERS[file["reader"]](uri, config):
+                rows += item if isinstance(item, list) else []
+                if rows and (len(rows) >= BATCH_ROWS or not isinstance(item, list)):
+                    yield _scanned(rows, uri, count_from(number, len(rows)))
                     number, rows = number + len(rows), []
-                if isinstance(item, CrawlFile):
-                    counts = json.dumps({"images": item.images, "pages": item.pages})
-                    line = {"status": item.status, "status_reason": item.reason, "counts": counts}
-                    yield batch_of(SCHEMA, 1, uri=uri, is_file=True, **line)
+                if not isinstance(item, list):
+                    yield batch_of(SCHEMA, 1, uri=uri, is_file=True, **item)
 
     return with_storage(scan_files, config.storage)
 
 
+def rows_scanner(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Rows of a table, as `table_rows` gives them, to rows of SCANNED, one each."""
+    from etl.url_lists import candidates_of
+
+    for batch in numbered(batches):
+        rows = [with_group(row) for row in candidates_of(batch.drop_columns(["uri", "number"]))]
+        yield _scanned(rows, batch.column("uri"), batch.column("number"))
+
+
+def _scanned(rows: list[Row], uri: Any, numbers: pa.Array) -> pa.RecordBatch:
+    known = {name: [row.get(name) for row in rows] for name in FOUND_NAMES}
+    status = [row.get("status", "ok") for row in rows]
+    return batch_of(SCHEMA, len(rows), uri=uri, number=numbers, is_file=False, status=status, **known)
+
+
 def rows_of(found: Any) -> list[Row]:
     """A row per image of a page, which is a `Found`."""
-    rows = []
-    for image in found.page.images:
-        host = urlsplit(image.url).hostname or ""
-        rows.append({
-            "uid": uid_of(image.url, image.text), **image._asdict(), "page_url": found.page_url, "host": host,
-            "chunk_group": group_of_host(host), "opt_out_evidence": found.page.opt_out,
-        })  # fmt: skip
-    return rows
+    of_page = {"page_url": found.page_url, "opt_out_evidence": found.page.opt_out}
+    return [
+        with_group({"uid": uid_of(image.url, image.text), **image._asdict(), **of_page}) for image in found.page.images
+    ]
+
+
+def with_group(row: Row) -> Row:
+    host = urlsplit(row["url"] or "").hostname or ""
+    return {**row, "host": host, "chunk_group": group_of_host(host)}
 
 
 def group_of_host(host: str) -> str:
@@ -104,21 +154,40 @@ def group_of_host(host: str) -> str:
     return hashlib.md5(host.encode(), usedforsecurity=False).hexdigest()[:3]
 
 
-def transform(files: DataFrame, known: DataFrame, *, config: Config) -> tuple[DataFrame, DataFrame]:
-    spread = files.repartition(tasks(config.num_tasks, files))
+def crawl_of(uri: str, otherwise: str) -> Column:
+    """Which of Common Crawl's crawls a path names."""
+    found = F.regexp_extract(uri, COMMON_CRAWL.pattern, 0)
+    return F.when(found != "", found).otherwise(F.lit(otherwise))
+
+
+def scan_all(files: DataFrame, config: Config) -> DataFrame:
+    """Rows of SCANNED: one per candidate or row of a list, and one per file."""
+    if is_table(config.urls):
+        kinds = ("uid", "url", "text", "sha256")
+        rows = table_rows(files, config.urls, config.columns, kinds, needs=[("url",), ("text",)])
+        # Python: the same code as for lists of files.
+        made = rows.mapInArrow(rows_scanner, SCANNED)
+        whole = files.select("uri", F.lit(True).alias("is_file"), F.lit("ok").alias("status"))
+        return made.unionByName(whole.withColumn("counts", F.lit(NO_COUNTS)), allowMissingColumns=True)
+    spread = files.select("uri", "reader").repartition(tasks(config.num_tasks, files))
     # Python: records, charsets and HTML are parsed by libraries that the JVM does not have.
-    scanned = spread.mapInArrow(scanner(config), SCANNED).localCheckpoint()
-    images = scanned.where("NOT is_file").withColumns({"shard": F.col("uri"), "offset_bytes": F.col("number")})
+    return spread.mapInArrow(scanner(config), SCANNED)
+
+
+def transform(files: DataFrame, known: DataFrame, *, config: Config) -> tuple[DataFrame, DataFrame]:
+    scanned = scan_all(files, config).localCheckpoint()
+    images = scanned.where("NOT is_file AND status = 'ok'")
+    images = images.withColumns({"shard": F.col("uri"), "offset_bytes": F.col("number")})
     before = known.withColumnsRenamed({"file": "shard", "number": "offset_bytes"})
     images = marked(images, before)
-    crawl = F.regexp_extract("uri", COMMON_CRAWL.pattern, 0)
     candidates = images.where("status = 'ok' AND NOT is_written").select(
         "uid", "url", "text", "alt_raw", "page_url",
-        F.when(crawl != "", crawl).otherwise(F.lit(config.source)).alias("crawl"),
-        F.col("uri").alias("file"), "number", "host", "chunk_group", F.lit(None).cast("string").alias("sha256"),
+        crawl_of("uri", config.source).alias("crawl"),
+        F.col("uri").alias("file"), "number", "host", "chunk_group", F.lower("sha256").alias("sha256"),
         "opt_out_evidence",
     )  # fmt: skip
-    return candidates, ledger(files, scanned, images)
+    skipped = scanned.where("NOT is_file AND status != 'ok'")
+    return candidates, ledger(files, scanned, images.select("uri", "status").union(skipped.select("uri", "status")))
 
 
 def ledger(files: DataFrame, scanned: DataFrame, images: DataFrame) -> DataFrame:

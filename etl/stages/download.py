@@ -80,7 +80,7 @@ class Config(StageConfig):
     )
     """Networks such as 10.1.0.0/16 that may be connected to although they are not public: an intranet, a test."""
     blocklists: tuple[Path, ...] = pydantic.Field(default=(), exclude=True)
-    """Text files of URLs, domains and sha256; see `etl/blocklists.py`."""
+    """Text files of URLs, domains, sha256 and perceptual hashes; see `etl/blocklists.py`."""
     pairs_per_shard: int = pydantic.Field(default=1000, gt=0, exclude=True)
     chunk_rows: int = pydantic.Field(default=50_000, gt=0, exclude=True)
     """Candidates per commit, about: whole hosts."""
@@ -201,6 +201,8 @@ class Download:
             raise ImageError("blocklisted", why)
         if row["sha256"] and row["sha256"].lower() != sha256:
             raise ImageError("hash_mismatch", f"wanted sha256 {row['sha256']}")
+        if (why := self._blocklist.of_bytes(data, self._config.max_pixels)) is not None:
+            raise ImageError("blocklisted", why)
         return stored_form(data, self._config)
 
 

@@ -1,13 +1,14 @@
-"""Files to pairs. Reads tar shards and metadata parquet. Writes pairs, and inputs: the ledger of files.
+"""Files to pairs. Reads tar shards, images elsewhere, metadata lists, tables. Writes pairs, and inputs: the ledger.
 
-One pass per shard in a Python worker: tar index, sniffed format, decode check, size, sha256, perceptual hash. Of two
+One pass per file in a Python worker: tar index, sniffed format, decode check, size, sha256, perceptual hash. Of two
 rows with one uid that of the earlier chunk stays, then that of the smaller (shard, offset); `inputs` counts the other.
+Who reads which kind of file is in `inputs.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import groupby, islice
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -17,18 +18,17 @@ from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
 from etl.arrow import batch_of, count_from, schema_of
-from etl.shards import ShardSummary, list_shards, scan
+from etl.blocklists import read_blocklists
+from etl.lists import Columns
+from etl.packing import sweep
+from etl.shards import list_shards
 from etl.stage import Read, Stage, StageConfig, for_join, tasks
-from etl.stages.metadata import scan_captions, scan_metadata
+from etl.stages.inputs import COLUMNS, READERS, SCANNED, list_inputs, rows_scanner, scanner
+from etl.stages.metadata import scan_captions
 from etl.storage import with_storage
+from etl.table_lists import GROUP, is_table, list_table, table_rows
 from etl.tables import INPUTS, PAIRS
 
-ROW = """uid string, url string, text string, source string, shard string, offset_bytes bigint, size_bytes bigint,
-sha256 string, phash bigint, image_format string, width_px int, height_px int, status string, status_reason string"""
-COLUMNS = [part.split()[0] for part in ROW.split(",")]
-SCANNED = f"uri string, number bigint, is_file boolean, {ROW}"
-SCHEMA = schema_of(SCANNED)
-BATCH_ROWS = 10_000
 NOT_PAIRS = ("duplicate_uid", "missing_partner")
 """Samples that `inputs` counts and that make no row in `pairs`."""
 
@@ -38,8 +38,11 @@ class Config(StageConfig):
     """Images with more pixels than this get `too_many_pixels` (Pillow's own limit)."""
     max_member_bytes: int = pydantic.Field(default=64 << 20, gt=0)
     """Members larger than this are not read."""
-    columns: dict[str, str] = pydantic.Field(default={})
-    """Column of a metadata parquet -> uid, url, text, sha256, width_px or height_px, where its name is not known."""
+    blocklists: tuple[Path, ...] = ()
+    """Text files of URLs, domains, sha256 and perceptual hashes; see `etl/blocklists.py`. Another list is another run;
+    what a list has gained since, a rule's `exclude.blocklists` keeps out of selections."""
+    columns: Columns = pydantic.Field(default={})
+    """Known to a run only: column of a list -> what it is, where its name does not say."""
     chunk_rows: int = pydantic.Field(default=50, gt=0, exclude=True)
     """Files per commit."""
     num_tasks: int | None = pydantic.Field(default=None, gt=0, exclude=True)
@@ -49,56 +52,44 @@ class Config(StageConfig):
     shards_root: str = pydantic.Field(default="", exclude=True)
     """Known to a run only: what `shard` is relative to."""
     metadata: str | None = pydantic.Field(default=None, exclude=True)
-    """Known to a run only: parquet files that give captions to shards, joined by uid."""
+    """Known to a run only: lists that give captions to shards, joined by uid."""
+    images: str = pydantic.Field(default="", exclude=True)
+    """Known to a run only: what the dataset's images are, where they lie in no tar; shards_root is where they go."""
     storage: dict[str, dict[str, Any]] = pydantic.Field(default={}, exclude=True)
     """Known to a run only: see `etl/storage.py`."""
 
 
 def listing(dataset: Any) -> pd.DataFrame:
-    """The files of a dataset. Shards come before metadata: a pair with pixels is never taken for one without."""
+    """The files of a dataset. Images come before metadata: a pair with pixels is never taken for one without."""
     rows: list[tuple[Any, ...]] = []
-    for order, pattern in enumerate((dataset.shards, dataset.metadata)):
-        files = list_shards(pattern) if pattern else []
-        rows += [(file.uri, file.size_bytes, file.etag, f"{order} {file.uri}") for file in files]
-    return pd.DataFrame(rows, columns=["uri", "size_bytes", "etag", "chunk_group"])
+    for order, kind in enumerate(READERS):
+        if kind == "shards" and dataset.images:  # tars that ingest makes itself
+            continue
+        pattern = getattr(dataset, kind)
+        if is_table(pattern):
+            rows += [(*file, kind, GROUP) for file in list_table(pattern)]
+        elif pattern:
+            rows += [(*file, kind, f"{order} {file[0]}") for file in list_inputs(kind, pattern)]
+    return pd.DataFrame(rows, columns=["uri", "size_bytes", "etag", "reader", "chunk_group"])
 
 
-def scanner(config: Config) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    """Files to rows of SCANNED: one per sample, and one per file with status and reason of the file."""
-
-    def scan_files(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for uri in (uri for batch in batches for uri in batch.column("uri").to_pylist()):
-            number = 0
-            for item in _scan(uri, config):
-                if isinstance(item, ShardSummary):
-                    known = {"status": item.status, "status_reason": item.status_reason, "is_file": True}
-                    yield batch_of(SCHEMA, 1, uri=uri, **known)
-                    continue
-                known = {"is_file": False, **{name: item.column(name) for name in item.schema.names}}
-                yield batch_of(SCHEMA, len(item), uri=uri, number=count_from(number, len(item)), **known)
-                number += len(item)
-
-    return with_storage(scan_files, config.storage)
-
-
-def _scan(uri: str, config: Config) -> Iterator[pa.RecordBatch | ShardSummary]:
-    """Batches of some of the columns of `pairs`, in the file's order, and last the line on the file."""
-    if uri.endswith(".parquet"):
-        yield from scan_metadata(uri, columns=config.columns, source_default=config.source)
-        return
-    samples = scan(
-        uri, max_pixels=config.max_pixels, max_member_bytes=config.max_member_bytes, source_default=config.source
-    )
-    for is_file, items in groupby(samples, key=lambda item: isinstance(item, ShardSummary)):
-        while rows := list(islice(items, BATCH_ROWS)):
-            yield from rows if is_file else (pa.RecordBatch.from_pylist(rows, schema_of(ROW)),)
+def scanned(files: DataFrame, config: Config) -> DataFrame:
+    """Rows of SCANNED: one per sample, and one per file with status and reason of the file."""
+    read_blocklists(config.blocklists)
+    if is_table(config.images):
+        rows = table_rows(files, config.images, config.columns, ("uid", "url", "text", "image"), needs=[("image",)])
+        # Python: images are packed into tars and looked at; this table is the one place where they enter the JVM.
+        made = rows.mapInArrow(rows_scanner(config), SCANNED)
+        whole = files.select("uri", F.lit(True).alias("is_file"), F.lit("ok").alias("status"))
+        return made.unionByName(whole, allowMissingColumns=True)
+    spread = files.select("uri", "reader").repartition(tasks(config.num_tasks, files))
+    # Python: the JVM has no decoder that we trust, and pixels must not enter it.
+    return spread.mapInArrow(scanner(config), SCANNED)
 
 
 def transform(files: DataFrame, known: DataFrame, *, config: Config) -> tuple[DataFrame, DataFrame]:
-    spread = files.repartition(tasks(config.num_tasks, files))
-    # Python: the JVM has no decoder that we trust, and pixels must not enter it.
-    scanned = spread.mapInArrow(scanner(config), SCANNED).localCheckpoint()
-    samples = scanned.where("NOT is_file").drop("is_file")
+    found = scanned(files, config).localCheckpoint()
+    samples = found.where("NOT is_file").drop("is_file")
     if config.metadata and config.shards_root:
         samples = with_captions(samples, config).localCheckpoint()
     samples = samples.withColumn("shard", F.expr(f"substring(shard, {len(config.shards_root) + 2})"))
@@ -113,7 +104,7 @@ def transform(files: DataFrame, known: DataFrame, *, config: Config) -> tuple[Da
             F.sum("n").alias("num_members"),
         )
     )
-    ledger = scanned.where("is_file").select("uri", "status", "status_reason").join(counts, on="uri", how="left")
+    ledger = found.where("is_file").select("uri", "status", "status_reason").join(counts, on="uri", how="left")
     inputs = files.join(ledger, on="uri", how="inner").select(
         "uri", "size_bytes", "etag", "status", "status_reason",
         F.coalesce("num_members", F.lit(0)).alias("num_members"),
@@ -193,7 +184,13 @@ def captions(spark: SparkSession, config: Config) -> DataFrame:
     return scanned.groupBy(F.lower("uid").alias("uid")).agg(given).select("uid", "given.*")
 
 
+def tidy(config: Config, written: DataFrame) -> None:
+    """Removes tars that a kill left unfinished."""
+    if config.images:
+        sweep(config.shards_root)
+
+
 STAGE = Stage(
     "ingest", reads={"known": Read(PAIRS)}, writes=(PAIRS, INPUTS), config=Config, transform=transform, resume="rows",
-    version=2, kinds=("pool", "filter", "dev", "eval"), listing=listing,
+    version=2, kinds=("pool", "filter", "dev", "eval"), listing=listing, committed=tidy,
 )  # fmt: skip
