@@ -201,6 +201,7 @@ def export(
     override: Set = [],  # noqa: B006
     dataset: Dataset = "",
     pairs_per_shard: Annotated[int, typer.Option(min=1)] = 1000,
+    blur_faces: Annotated[bool, typer.Option("--blur-faces", help="By the boxes in image_signals.")] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -216,7 +217,7 @@ def export(
         shards = project.sources[pool].shards
         done = export_selection(
             project.store, pool, selection_id, folder.absolute(), shards_root=folder_of(shards) if shards else "",
-            pairs_per_shard=pairs_per_shard,
+            pairs_per_shard=pairs_per_shard, blur_faces=blur_faces,
         )  # fmt: skip
         kept = {"shards_kept": done.num_kept} if done.num_kept else {}
         state = {"state": "up to date"} if done.is_up_to_date else kept

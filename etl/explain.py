@@ -18,7 +18,7 @@ from etl.tables import CONTAMINATED, DUPLICATES, EMBEDDINGS, IMAGE_SIGNALS, PAIR
 CLOSEST = ("sha256", "phash", "semantic")
 SHOWN: tuple[tuple[Table, tuple[str, ...]], ...] = (
     (PAIRS, ("status", "status_reason", "url", "text", "source", "shard", "image_format", "width_px", "height_px")),
-    (SIGNALS, ("language", "language_confidence", "num_words", "num_chars", "aspect_ratio")),
+    (SIGNALS, ("language", "language_confidence", "nsfw_text_score", "num_words", "num_chars", "aspect_ratio")),
     (IMAGE_SIGNALS, ("model", "model_version", "nsfw_score", "status")),
     (DUPLICATES, ("method", "group_uid", "distance")),
     (CONTAMINATED, ("eval_set", "method", "distance")),

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from pyspark.sql import DataFrame
 
+from etl.blur import find_faces, without_faces
 from etl.finished import Entry, begin, end, kept, publish_shard
 from etl.receipts import receipt_of
 from etl.shard_writer import ShardWriter, write_manifest
@@ -26,7 +28,7 @@ from etl.store import Store
 from etl.strip import strip_metadata
 from etl.tables import PAIRS, SELECTIONS, SHARDS
 from etl.uid_lists import uid_list
-from models.images import sha256_hex
+from models.images import sha256_hex, sniff
 
 EXTENSIONS = {"jpeg": "jpg"}
 """Where the file name's extension is not the format's name."""
@@ -47,13 +49,14 @@ class Exported:
 
 
 def export_selection(store: Store, dataset: str, selection_id: str, folder: Path, *, shards_root: str,
-                     pairs_per_shard: int = 1000) -> Exported:  # fmt: skip
+                     pairs_per_shard: int = 1000, blur_faces: bool = False) -> Exported:  # fmt: skip
     """Tar shards that open_clip and plain `tarfile` read, `uids.npy`, and last `manifest.json` with the receipt.
 
     Shards hold at most `pairs_per_shard` samples, and as many as each other, but for one. The same selection gives the
     same bytes. Pairs whose pixels have not come are in `uids.npy` alone: what is still to be downloaded.
 
     Metadata of the images (EXIF, GPS) is stripped without recompressing; both sha256 are in each sample's json.
+    `blur_faces`: by the boxes in image_signals; how many pairs none looked at is in the manifest.
 
     Raises UserError where the folder holds something else than this export, or a part of it.
     """
@@ -61,7 +64,11 @@ def export_selection(store: Store, dataset: str, selection_id: str, folder: Path
     samples = _samples(store, dataset, selection_id)
     line = line_of(samples.select("uid", "num_repeats", "sha256"))
     num_shards = -(-line.num_samples // pairs_per_shard)
-    plan = digest(LAYOUT, selection_id, receipt["hash"], line.content, num_shards)[:16]
+    faces = find_faces(store, dataset, samples) if blur_faces else None
+    if faces:
+        samples = samples.join(faces.boxes, on="uid", how="left")
+    blurred = {"blur_faces": faces.facts} if faces else {}
+    plan = digest(LAYOUT, selection_id, receipt["hash"], line.content, num_shards, *blurred.values())[:16]
     if (there := begin(folder, plan, selection_id)) is not None:
         return Exported(there, len(there), is_up_to_date=True)
     written = _write_shards(samples, line, num_shards, str(folder), shards_root, plan) if num_shards else []
@@ -69,7 +76,7 @@ def export_selection(store: Store, dataset: str, selection_id: str, folder: Path
     _record_shards(store, dataset, selection_id, folder, entries)
     listed = uid_list(store, dataset, selection_id, folder / "uids.npy")
     files = [{"file": "uids.npy", "size_bytes": listed.size_bytes, "sha256": listed.sha256}]
-    write_manifest(str(folder), entries, {"receipt": receipt, "files": files, "plan": plan})
+    write_manifest(str(folder), entries, {"receipt": receipt, "files": files, "plan": plan, **blurred})
     end(folder)
     return Exported(entries, sum(row["was_there"] for row in written), is_up_to_date=False)
 
@@ -122,7 +129,8 @@ def _in_order(rows: pd.DataFrame) -> list[Any]:
 
 def sample_of(row: Any, data: bytes) -> dict[str, bytes]:
     """Extension -> bytes of one exported pair."""
-    image = strip_metadata(data).data
+    boxes = _boxes(row)
+    image = without_faces(data, boxes) if boxes else strip_metadata(data).data
     facts = {
         "uid": row.uid,
         "url": row.url,
@@ -130,11 +138,19 @@ def sample_of(row: Any, data: bytes) -> dict[str, bytes]:
         "sha256": sha256_hex(image),
         "original_sha256": row.sha256,
     }
+    facts |= {"num_faces_blurred": len(boxes)} if boxes else {}
+    kind = sniff(image) if boxes else row.image_format
     return {
-        EXTENSIONS.get(row.image_format, row.image_format): image,
+        EXTENSIONS.get(kind, kind): image,
         "txt": (row.text or "").encode(),
         "json": json.dumps(facts, sort_keys=True).encode(),
     }
+
+
+def _boxes(row: Any) -> list[list[float]]:
+    """Of faces to blur; [] where none are."""
+    boxes = getattr(row, "face_boxes", None)
+    return [[float(side) for side in box] for box in boxes] if isinstance(boxes, list | np.ndarray) else []
 
 
 def _record_shards(store: Store, dataset: str, selection_id: str, folder: Path, entries: list[Entry]) -> None:

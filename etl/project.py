@@ -18,6 +18,7 @@ from etl.config import Config, DatasetConfig, folder_of
 from etl.encoders import encoder_folder, image_model, naming
 from etl.job import Progress, StageRun
 from etl.lanes import TIMINGS
+from etl.lexicon import read_lexicon
 from etl.run import Runner
 from etl.session import session
 from etl.stage import Slice, Stage, StageConfig, Table, UserError
@@ -187,6 +188,8 @@ class Project:
             same = self.config.stages.embed  # type: ignore[attr-defined]
             known |= {name: getattr(same, name) for name in embed.PassConfig.model_fields if name not in known}
             known |= image_model(self.say)
+        if "lexicon_name" in wanted:
+            known["lexicon_name"] = read_lexicon(self.config.stages.signals.lexicon).name  # type: ignore[attr-defined]
         if "encoder_version" in wanted:
             known |= naming(*self.encoder)
         if "columns" in wanted:

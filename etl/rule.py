@@ -51,14 +51,14 @@ COLUMNS: dict[str, Known] = {
     "aspect_ratio": Known("pairs", "number", _aspect_ratio),
     "num_fasttext_tokens": Known("pairs", "number", _num_fasttext_tokens),
     **_plain("signals", "string", "language"),
-    **_plain("signals", "number", "language_confidence", "num_words", "num_chars"),
+    **_plain("signals", "number", "language_confidence", "num_words", "num_chars", "nsfw_text_score"),
     "nsfw_score": Known("image_signals", "number", lambda: F.col("nsfw_score")),
     **_plain("pairs", "caption", "text"),
 }
 """Name in a rule -> what it is. `nsfw_score` is the highest that any model gave."""
 GROUPS = tuple(name for name, known in COLUMNS.items() if known.kind == "string" and name != "url")
 """What quotas can be per."""
-FLOATS = ("language_confidence", "nsfw_score")
+FLOATS = ("language_confidence", "nsfw_score", "nsfw_text_score")
 """Stored in single precision, as scores are."""
 BOUNDS: dict[str, Callable[[Column, Any], Column]] = {
     "at_least": lambda column, value: column >= value,

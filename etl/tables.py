@@ -65,6 +65,9 @@ SIGNALS = Table(
     uid STRING NOT NULL,
     language STRING COMMENT 'ISO 639 code of the caption by lid.176; NULL where there is no text',
     language_confidence FLOAT COMMENT '0 to 1',
+    language_model STRING COMMENT 'what told the language, and its version',
+    nsfw_text_score FLOAT COMMENT '0 to 1, higher is less safe, by the words of the caption; NULL where there is none',
+    nsfw_text_model STRING COMMENT 'the list of words: its file and the first 16 hex digits of its sha256',
     num_words INT COMMENT 'runs of non-space characters',
     num_chars INT COMMENT 'Unicode code points',
     aspect_ratio FLOAT COMMENT 'longer side / shorter side, at least 1; NULL without pixels',
@@ -74,6 +77,7 @@ SIGNALS = Table(
         **_UID,
         **_STATUS,
         "confidence_in_0_1": "language_confidence IS NULL OR language_confidence BETWEEN 0 AND 1",
+        "nsfw_text_score_in_0_1": "nsfw_text_score IS NULL OR nsfw_text_score BETWEEN 0 AND 1",
     },
 )
 

@@ -17,6 +17,7 @@ import pytest
 from helpers import frame, picture, places, running_in, uid, write_shard
 
 from etl import export, finished
+from etl.blur import without_faces
 from etl.export import export_selection, shard_writer
 from etl.run import Runner
 from etl.shard_writer import ShardWriter, publish_json
@@ -24,7 +25,7 @@ from etl.shards import verify
 from etl.stage import UserError
 from etl.stages import listed
 from etl.store import Store
-from etl.tables import PAIRS, SHARDS
+from etl.tables import IMAGE_SIGNALS, PAIRS, SHARDS
 from models.data import uid_to_u8
 
 REPEATS = {n: 1 + (n % 5 == 0) * 3 + (n == 7) * 11 for n in range(40)}
@@ -174,6 +175,44 @@ def test_a_folder_with_another_export_is_refused(unbroken, chosen, tmp_path):
     (half / "77777.tar").touch()
     with pytest.raises(UserError, match=r"without other shards; found 77777\.tar"):
         finished.begin(half, plan_of(unbroken), selection_id)
+
+
+def test_faces_are_blurred_by_the_boxes_that_models_found_and_nothing_else_changes(unbroken, chosen, tmp_path):
+    store, selection_id, root = chosen
+    how = {"shards_root": str(root), "pairs_per_shard": PER_SHARD, "blur_faces": True}
+    with pytest.raises(UserError, match="--blur-faces: wanted face boxes in image_signals; found none"):
+        export_selection(store, "pool", selection_id, tmp_path / "none", **how)
+    boxes = {
+        0: [[0.0, 0.0, 0.5, 1.0]],
+        1: [],
+        2: [[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.5, 0.5]],
+        43: [[0.0, 0.0, 1.0, 1.0]],
+    }
+    rows = [{"model": "m", "model_version": "v", "uid": uid(n), "face_boxes": found, "status": "ok"}
+            for n, found in boxes.items()]  # fmt: skip
+    store.create("pool", IMAGE_SIGNALS)
+    store.append_once(frame(store.spark, IMAGE_SIGNALS, rows), "pool", IMAGE_SIGNALS, content="f", note={"slice": {}})
+    export_selection(store, "pool", selection_id, tmp_path / "out", **how)
+    before, after = samples_of(unbroken), samples_of(tmp_path / "out")
+    assert before.keys() == after.keys()
+    changed = {name[:32] for name in before if before[name] != after[name]}
+    assert changed == {uid(0), uid(2)}
+    assert after[f"{uid(2)}.png"] == without_faces(picture(2), sorted(boxes[2]))
+    assert json.loads(after[f"{uid(2)}.json"])["num_faces_blurred"] == 2
+    facts = json.loads((tmp_path / "out/manifest.json").read_text())["blur_faces"]
+    assert (facts["num_pairs_with_faces"], facts["num_pairs_not_looked_at"], facts["models"]) == (2, 37, ["m/v"])
+    assert verify(str(tmp_path / "out")) == []
+    with pytest.raises(UserError, match="without another export"):
+        export_selection(store, "pool", selection_id, tmp_path / "out", **(how | {"blur_faces": False}))
+
+
+def samples_of(folder: Path) -> dict[str, bytes]:
+    """Member -> bytes, of all tars."""
+    found = {}
+    for path in folder.glob("*.tar"):
+        with tarfile.open(path) as tar:
+            found |= {member.name: tar.extractfile(member).read() for member in tar}
+    return found
 
 
 # --- a kill at every moment in the life of a shard

