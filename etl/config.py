@@ -191,7 +191,7 @@ class Config(StageConfig):
             raise ValueError(found)
         if taken := sorted(self.filters.keys() & COLUMNS.keys()):
             raise ValueError(f"filters: wanted names that no column has; found {', '.join(taken)}")
-        lacking = [name for name in self.of_kind("pool") if not self.datasets[name].metadata]
+        lacking = [n for n in self.of_kind("pool") if not (self.datasets[n].metadata or self.datasets[n].urls)]
         if lacking and any(spec.column for spec in self.filters.values()):
             raise ValueError(f"filters: wanted pools with metadata, for a published column; found {lacking[0]}")
         known = {*self.filters, DFN, *([DFN_BEFORE] if self.loop.finetune else [])}

@@ -1,6 +1,5 @@
 """The web pool through Spark: crawl files to candidates to shards to pairs; killed, and run again."""
 
-import datetime
 import hashlib
 import io
 import json
@@ -12,24 +11,22 @@ import tarfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
-from helpers import frame, picture, rows_of
+from helpers import picture, rows_of
 from hostile import Site, hang_up, image, serving, status, with_exif
 from PIL import Image
 from web import page, wat, write_crawl
 
 from etl.config import load
 from etl.fetch_shards import ShardSink, noted, take_over
-from etl.growth import growth
 from etl.project import Project
 from etl.shards import index, scan
 from etl.stage import UserError
-from etl.stages import collect, download, ingest, signals
+from etl.stages import collect, download, ingest
 from etl.store import Store
-from etl.tables import CANDIDATES, CRAWL_FILES, DUPLICATES, FETCHES, INPUTS, PAIRS, RECEIPTS, SELECTIONS
+from etl.tables import CANDIDATES, CRAWL_FILES, FETCHES, INPUTS, PAIRS
 from models.images import inspect, sha256_hex
-
-STAGES = (collect.STAGE, download.STAGE, ingest.STAGE, signals.STAGE)
 
 
 def uid_of(url: str, text: str) -> str:
@@ -83,7 +80,7 @@ def web(spark, tmp_path_factory):
         store = Store(spark, str(folder / "tables"))
         settings = {"stages.download.blocklists": f"[{folder / 'block.txt'}]", "stages.download.resize_px": 512}
         project = project_of(folder, store, **settings)
-        for stage in STAGES:
+        for stage in (collect.STAGE, download.STAGE, ingest.STAGE):
             project.run(stage, "pool")
         yield site, project, folder
 
@@ -165,57 +162,13 @@ def test_run_again_nothing_is_asked_for_and_a_new_file_costs_what_is_new(web):
         "stages.download.blocklists": f"[{folder / 'block.txt'}]", "stages.download.resize_px": 512,
     })  # fmt: skip
     site.requests.clear()
-    assert all(fresh.run(stage, "pool").is_up_to_date for stage in STAGES)
+    assert all(fresh.run(stage, "pool").is_up_to_date for stage in (collect.STAGE, download.STAGE, ingest.STAGE))
     assert site.requests == []
     write_crawl(folder / "crawl/c.warc", page(f"{site.url}/five", imgs(("5.png", "new"), ("0.png", "one 0.png"))))
-    done = [fresh.run(stage, "pool") for stage in STAGES]
-    assert [run.num_rows_written for run in done] == [1, 1, 1, 1]  # the file, its new candidate, shard and pair
+    done = [fresh.run(stage, "pool") for stage in (collect.STAGE, download.STAGE, ingest.STAGE)]
+    assert [run.num_rows_written for run in done] == [1, 1, 1]
     assert sorted(path for _, path in site.requests) == ["/.well-known/tdmrep.json", "/5.png", "/robots.txt"]
     assert ("new", "ok") in rows_of(fresh.store.read("pool", PAIRS), "text", "status")
-
-
-def test_growth_says_what_each_crawl_and_file_brought_and_what_became_of_it(web):
-    """After the file that came later; two pairs of one crawl and one of another look alike, and two are selected."""
-    _, project, _ = web
-    store = project.store
-    of_text = dict(rows_of(store.read("pool", PAIRS), "text", "uid"))
-    texts = ("one 0.png", "one 1.png", "another text", "new")
-    members = [{"method": "phash", "uid": of_text[t], "group_uid": "0" * 32, "distance": 0.0} for t in texts[:3]]
-    members.append({**members[0], "method": "sha256"})  # a pair counts once
-    receipt = {"selection_id": "s", "inputs": {}, "rule": "{}", "seed": 0, "facts": "{}", "num_rows": 2, "hash": ""}
-    kept = [{"selection_id": "s", "uid": of_text[t], "num_repeats": 1} for t in texts[1:4:2]]
-    for table, rows in {DUPLICATES: members, SELECTIONS: kept, RECEIPTS: [receipt]}.items():
-        store.create("pool", table)
-        where = {"selection_id": "s"} if "selection_id" in table.sliced_by else {}
-        store.replace(frame(store.spark, table, rows), "pool", table, where=where, note={"slice": where})
-    not_fetched = {"blocklisted": 1, "connect_error": 1, "decode_error": 1, "http_error": 1, "not_an_image": 1}
-    assert growth(store, "pool", "crawl") == {
-        "CC-MAIN-2024-22": {
-            "candidates": 16, "not_candidates": {"missing_text": 1, "unsupported_url": 1}, "fetched": 9,
-            "not_fetched": {**not_fetched, "opted_out": 2}, "pairs": 9, "duplicates": 2, "kept": 1,
-        },
-        "pool": {
-            "candidates": 5, "not_candidates": {"duplicate_uid": 2}, "fetched": 3,
-            "not_fetched": {"blocked_address": 1, "opted_out": 1}, "pairs": 3, "duplicates": 1, "kept": 1,
-        },
-    }  # fmt: skip
-    by_file = {Path(name).name: found for name, found in growth(store, "pool", "file").items()}
-    assert by_file["c.warc"] == {
-        "candidates": 1, "not_candidates": {"duplicate_uid": 1}, "fetched": 1, "pairs": 1, "kept": 1,
-    }  # fmt: skip
-
-
-def test_growth_of_a_pool_that_no_crawl_brought(store):
-    pairs = [{"uid": "1" * 32, "source": "a", "status": "metadata_only"}, {"uid": "2" * 32, "status": "decode_error"}]
-    file = {"uri": "x.tar", "status": "ok", "num_members": 3, "num_by_status": {"metadata_only": 1, "duplicate_uid": 2}}
-    assert growth(store, "pool", "crawl") == growth(store, "pool", "file") == {}
-    for table, rows in {PAIRS: pairs, INPUTS: [{**file, "ingested_at": datetime.datetime.now()}]}.items():
-        store.create("pool", table)
-        store.replace(frame(store.spark, table, rows), "pool", table, where={}, note={})
-    assert growth(store, "pool", "crawl") == {
-        "": {"not_pairs": {"decode_error": 1}}, "a": {"not_pairs": {"metadata_only": 1}},
-    }  # fmt: skip
-    assert growth(store, "pool", "file") == {"x.tar": {"not_pairs": {"duplicate_uid": 2, "metadata_only": 1}}}
 
 
 def test_the_stages_of_the_web_are_not_run_without_a_crawl(spark, tmp_path):
@@ -277,6 +230,23 @@ def test_an_image_whose_perceptual_hash_is_near_a_blocked_one_is_in_no_shard(tmp
     }  # fmt: skip
     (tar,) = (tmp_path / "web").glob("*/*.tar")
     assert picture(0) not in tar.read_bytes()
+
+
+def test_a_large_jpeg_is_decoded_small_and_made_smaller_to_the_pixel(monkeypatch):
+    """Against a resize of the whole picture by its exact area."""
+    sizes = []
+    whole = Image.Image.thumbnail
+    monkeypatch.setattr(Image.Image, "thumbnail", lambda self, *more: (sizes.append(self.size), whole(self, *more))[1])
+    y, x, c = np.mgrid[:1000, :1500, :3]
+    picture_of_sines = Image.fromarray((127 + 120 * np.sin(x / 40 + c) * np.cos(y / 30)).astype(np.uint8))
+    picture_of_sines.save(file := io.BytesIO(), "JPEG", quality=95)
+    made, extension = download.stored_form(file.getvalue(), download.Config(resize_px=300))
+    found = Image.open(io.BytesIO(made))
+    assert (extension, found.size, sizes) == ("jpg", (300, 200), [(750, 500)])
+    wanted = picture_of_sines.resize((300, 200), Image.Resampling.BOX)
+    difference = np.abs(np.asarray(found).astype(int) - np.asarray(wanted).astype(int))
+    assert difference.mean() < 1.5
+    assert difference.max() < 24
 
 
 def test_what_an_attempt_stored_before_it_broke_is_not_fetched_again(tmp_path, monkeypatch):

@@ -204,7 +204,7 @@ def test_face_boxes_as_published_and_what_is_no_box(spark, tmp_path):
     write("c.parquet", [8], ["none"], pa.string())
     pq.write_table(pa.table({"uid": [uid(9)], "text": ["x"]}), tmp_path / "d.parquet")
     config = face_boxes.Config(column="face_bboxes")
-    files = spark.createDataFrame(columns.listing(SimpleNamespace(metadata=f"{tmp_path}/*.parquet")))
+    files = spark.createDataFrame(columns.listing(SimpleNamespace(metadata=None, urls=f"{tmp_path}/*.parquet")))
     pairs = frame(spark, PAIRS, [{"uid": uid(n), "status": "metadata_only"} for n in range(10)])
     found = face_boxes.transform(files, pairs, config=config)
     assert {(r["model"], r["model_version"], r["nsfw_score"]) for r in found.collect()} == {

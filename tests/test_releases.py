@@ -5,6 +5,7 @@ import json
 import tarfile
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,12 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 import release
 import yaml
-from helpers import picture, rows_of, uid, write_shard
+from helpers import frame, picture, rows_of, uid, write_shard
 from hostile import Site, image, serving
 
 import etl.__main__
 import etl.cli
+from etl.stage import UserError
+from etl.stages import collect, ingest
 from etl.store import Store
+from etl.table_lists import pin_table
 from etl.tables import CANDIDATES, CRAWL_FILES, FETCHES, INPUTS, PAIRS
 
 PER_SHARD = 3
@@ -104,6 +108,78 @@ def write_laion(folder: Path, site: Site) -> list[tuple]:
     return rows
 
 
+# --- rows of their files, through the stages' transforms
+
+
+def found(spark, folder: Path, names: dict[str, str], **settings) -> list[tuple]:
+    """Pairs that ingest makes of files, and the ledger: (rows, {file: (status, samples by status)})."""
+    source = SimpleNamespace(**{"shards": None, "metadata": None, "images": None, **names})
+    files = spark.createDataFrame(ingest.listing(source))
+    config = ingest.Config(source="s", num_tasks=1, shards_root=str(folder), **settings)
+    rows, lines = ingest.transform(files, frame(spark, PAIRS, []), config=config)
+    ledger = {Path(row["uri"]).name: (row["status"], row["num_by_status"]) for row in lines.collect()}
+    return rows_of(rows, *COLUMNS), ledger
+
+
+COLUMNS = ("uid", "url", "text", "status", "width_px", "height_px", "sha256", "shard")
+
+
+def of_img2dataset(rows: list[dict]) -> list[tuple]:
+    return [
+        (md5(row["url"], row["caption"]), row["url"], row["caption"], "ok" if row["data"] else "metadata_only",
+         row["width"], row["height"], row["sha256"], f"{row['key'][:5]}.tar" if row["data"] else None)
+        for row in rows
+    ]  # fmt: skip
+
+
+def test_img2datasets_tars_with_the_parquet_files_beside_them(spark, tmp_path):
+    held = write_img2dataset(tmp_path / "i2d")
+    names = {"shards": f"{tmp_path}/i2d/*.tar", "metadata": f"{tmp_path}/i2d/*.parquet"}
+    rows, ledger = found(spark, tmp_path / "i2d", names, metadata=names["metadata"])
+    assert rows == sorted(of_img2dataset(held))
+    known = {"metadata_only": 1, "duplicate_uid": 2}
+    assert ledger == {"00000.tar": ("ok", {"ok": 2}), "00001.tar": ("ok", {"ok": 2}),
+                      "00000.parquet": ("ok", known), "00001.parquet": ("ok", known)}  # fmt: skip
+
+
+def test_a_table_with_image_bytes_and_with_links(spark, tmp_path):
+    """Its data files are the inputs: of an append the new rows come."""
+    table = f"table:{tmp_path}/t"
+    append(spark, tmp_path / "t", [("http://t.test/1", "one", picture(1)), ("http://t.test/2", "two", None)])
+    columns = {"content": "image", "alt": "text"}
+    first = ingest.listing(SimpleNamespace(shards=None, metadata=None, images=pin_table(spark, table)))
+    append(spark, tmp_path / "t", [("ftp://t.test/3", "three", picture(3))])
+    pinned = pin_table(spark, table)
+    assert pinned == f"{table}@1"
+    how = {"images": pinned, "columns": columns}
+    rows, ledger = found(spark, tmp_path / "packed", {"images": pinned}, **how)
+    one, three = (hashlib.sha256(picture(n)).hexdigest() for n in (1, 3))
+    assert [(*row[1:7], row[7] is not None) for row in rows] == [row[1:] for row in sorted([
+        (md5("http://t.test/1", "one"), "http://t.test/1", "one", "ok", 8, 6, one, True),
+        (md5("http://t.test/2", "two"), "http://t.test/2", "two", "metadata_only", None, None, None, False),
+        (md5("ftp://t.test/3", "three"), "ftp://t.test/3", "three", "ok", 8, 6, three, True),
+    ])]  # fmt: skip
+    assert sorted(by_status.get("ok") for _, by_status in ledger.values()) == [1, 1]
+    everything = ingest.listing(SimpleNamespace(shards=None, metadata=None, images=pinned))
+    new = spark.createDataFrame(everything[~everything["uri"].isin(first["uri"])])
+    settings = {"urls": pinned, "columns": {"alt": "text"}, "source": "links"}
+    candidates, _ = collect.transform(new, frame(spark, CANDIDATES, []), config=collect.Config(**settings))
+    assert candidates.count() == 0  # of what was appended: no URL of the web
+    old = spark.createDataFrame(first)
+    candidates, files = collect.transform(old, frame(spark, CANDIDATES, []), config=collect.Config(**settings))
+    assert rows_of(candidates, "text", "url", "crawl") == [
+        ("one", "http://t.test/1", "links"), ("two", "http://t.test/2", "links"),
+    ]  # fmt: skip
+    assert rows_of(files, "status", "num_by_status") == [("ok", {"ok": 2})]
+    with pytest.raises(UserError, match="wanted an image column of type BINARY; found string"):
+        ingest.transform(old, frame(spark, PAIRS, []), config=ingest.Config(images=pinned, columns={"alt": "image"}))
+    with pytest.raises(UserError, match="nowhere: wanted a Delta table"):
+        pin_table(spark, f"table:{tmp_path}/nowhere")
+
+
+# --- each by one command
+
+
 @pytest.fixture(scope="module")
 def world(spark, tmp_path_factory):
     """(folder, store, dfn, what each release holds): a config that names them all, and the command."""
@@ -156,18 +232,15 @@ def versions(store: Store, dataset: str) -> list[int]:
     return [len(store.history(dataset, table)) for table in (PAIRS, INPUTS, CANDIDATES) if store.exists(dataset, table)]
 
 
+@pytest.mark.slow
 def test_img2datasets_own_output(world):
     """Tars, and the parquet files beside them, which know the downloads that failed."""
     _, store, run, held = world
     assert run("i2d", "ingest") == 0
-    wanted = [
-        (md5(row["url"], row["caption"]), row["url"], row["caption"], "ok" if row["data"] else "metadata_only",
-         row["width"], row["height"], row["sha256"])
-        for row in held["i2d"]
-    ]  # fmt: skip
-    assert pairs(store, "i2d") == sorted(wanted)
+    assert rows_of(store.read("i2d", PAIRS), *COLUMNS) == sorted(of_img2dataset(held["i2d"]))
 
 
+@pytest.mark.slow
 def test_a_release_as_datacomps(world):
     _, store, run, held = world
     assert run("datacomp", "ingest") == 0
@@ -175,9 +248,10 @@ def test_a_release_as_datacomps(world):
     assert found == sorted((*row[:3], "ok" if row[3] else "metadata_only") for row in held["datacomp"])
 
 
+@pytest.mark.slow
 def test_a_list_as_laions_is_downloaded_and_what_is_damaged_is_told(world, capsys):
     """Exit code 3: one file is cut, one lacks a column (F10)."""
-    _, store, run, held = world
+    folder, store, run, held = world
     assert run("laion", "collect", "download", "ingest") == 3
     assert [line.partition("laion/")[2][:26] for line in capsys.readouterr().err.splitlines()] == [
         "part-1.parquet: bad_parque", "part-2.parquet: bad_parque",
@@ -189,8 +263,15 @@ def test_a_list_as_laions_is_downloaded_and_what_is_damaged_is_told(world, capsy
     assert rows_of(store.read("laion", FETCHES), "uid", "status") == sorted((md5(*row[:2]), row[3]) for row in taken)
     found = rows_of(store.read("laion", PAIRS), "uid", "url", "text", "status")
     assert found == sorted((md5(*row[:2]), *row[:2], "ok") for row in taken if row[3] == "ok")
+    arguments = ["growth", "--conf", f"{folder}/releases.yaml", "--dataset", "laion", "--json", "--quiet"]
+    assert etl.__main__._run(partial(etl.__main__.app, arguments)) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"laion": {
+        "candidates": 4, "not_candidates": {"missing_text": 1, "unsupported_url": 1}, "fetched": 2,
+        "not_fetched": {"hash_mismatch": 1, "http_error": 1}, "pairs": 2,
+    }}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_table_with_image_bytes_and_what_is_appended_to_it(world, spark):
     folder, store, run, _ = world
     assert run("images", "ingest") == 0
@@ -212,21 +293,10 @@ def test_a_table_with_image_bytes_and_what_is_appended_to_it(world, spark):
     assert all(tarfile.is_tarfile(tar) for tar in tars)
 
 
+@pytest.mark.slow
 def test_a_table_of_links_becomes_candidates(world):
     _, store, run, _ = world
     assert run("links", "collect") == 0
     assert rows_of(store.read("links", CANDIDATES), "text", "crawl", "number") == [("a link", "links", 4)]
     ((counts,),) = rows_of(store.read("links", CRAWL_FILES), "num_by_status")
     assert counts == {"ok": 1, "unsupported_url": 1}
-
-
-@pytest.mark.parametrize(("table", "message"), [
-    ("images", "wanted an image column of type BINARY; found string"), ("nowhere", "wanted a Delta table"),
-])  # fmt: skip
-def test_a_table_that_will_not_do_is_one_line_and_exit_code_2(world, tmp_path, capsys, table, message):
-    folder, *_ = world
-    dataset = {"kind": "pool", "images": f"table:{folder}/{table}", "columns": {"alt": "image"}}
-    config = {"name": "wrong", "output": f"{tmp_path}/out", "datasets": {"pool": dataset}}
-    (tmp_path / "releases.yaml").write_text(yaml.safe_dump(config))
-    assert dfn(tmp_path, "pool", "ingest") == 2
-    assert message in capsys.readouterr().err

@@ -16,6 +16,7 @@ from etl.shards import list_shards
 from etl.stage import StageConfig, UserError, tasks
 from etl.stages.metadata import scan_column
 from etl.storage import with_storage
+from etl.table_lists import is_table
 
 MAX_ROWS_BITS = 40
 """Of a place: the number of the file, then that of the row in it."""
@@ -33,11 +34,12 @@ class Config(StageConfig):
 
 
 def listing(dataset: Any) -> pd.DataFrame:
-    """The metadata files of a dataset, numbered by uri. Raises UserError where there are none."""
-    files = list_shards(dataset.metadata) if dataset.metadata else []
+    """The metadata files of a dataset, or its lists of URLs, numbered by uri. Raises UserError where there are none."""
+    pattern = dataset.metadata or dataset.urls
+    files = list_shards(pattern) if pattern and not is_table(pattern) else []
     rows = [(file.uri, file.size_bytes, file.etag) for file in files if file.uri.endswith(".parquet")]
     if not rows:
-        raise UserError(f"published columns: wanted parquet files; found none at metadata: {dataset.metadata}")
+        raise UserError(f"published columns: wanted parquet files; found none at {pattern or 'metadata'}")
     return pd.DataFrame(rows, columns=["uri", "size_bytes", "etag"]).assign(number=range(len(rows)))
 
 

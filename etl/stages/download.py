@@ -225,9 +225,12 @@ def stored_form(data: bytes, config: Config) -> tuple[bytes, str]:
     another format, or of what cannot be stripped, a PNG. Raises ImageError.
     """
     kind, width_px, height_px = measure(data, max_pixels=config.max_pixels)
-    if config.resize_px is not None and max(width_px, height_px) > config.resize_px:
-        image = decode_rgb(data, max_pixels=config.max_pixels)
-        image.thumbnail((config.resize_px, config.resize_px), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    if config.resize_px is not None and (longest_px := max(width_px, height_px)) > config.resize_px:
+        # A JPEG may be decoded at a half of its size and less, while it stays twice as large as what is wanted. For
+        # making smaller, Pillow's Hamming filter is as good as bicubic, at half its cost.
+        twice_px = -(-2 * min(width_px, height_px) * config.resize_px // longest_px)
+        image = decode_rgb(data, max_pixels=config.max_pixels, smallest_px=twice_px)
+        image.thumbnail((config.resize_px, config.resize_px), Image.Resampling.HAMMING)
         return _encoded(image, "JPEG", quality=config.jpeg_quality), "jpg"
     stripped = strip_metadata(data)
     if stripped.is_stripped:

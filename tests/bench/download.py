@@ -17,6 +17,7 @@ import argparse
 import asyncio
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -102,7 +103,9 @@ class Img2dataset:
             script = Path(__file__).with_name("img2dataset_row.py")
             command = [self._python or str(environment()), str(script), str(self._list.absolute()),
                        str((OUT / "img2dataset-out").absolute()), str(RESIZE_PX), str(PROCESSES)]  # fmt: skip
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            # Its own modules only: beside the script lies a select.py.
+            own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"PYTHONSAFEPATH": "1"}
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=own,
                                              stderr=(OUT / "img2dataset.log").open("w"))  # fmt: skip
         self._process.stdin.write("\n")
         self._process.stdin.flush()
