@@ -19,6 +19,7 @@ from etl import ask as ask  # its commands join the app when it is imported
 from etl import evalset_command as evalset_command
 from etl import evaluate_command as evaluate_command
 from etl import promote_command as promote_command
+from etl import selftest_command as selftest_command
 from etl import train_command as train_command
 from etl.cli import PARTIAL, Conf, Dataset, Json, Quiet, Set, State, app, configured, dataset_of, samples
 from etl.console import INTERRUPTED, Reporter, emit
