@@ -22,6 +22,7 @@ from etl.receipts import receipt_of
 from etl.stage import UserError
 from etl.stages import selection
 from etl.training import Data, Trained, Trainer
+from etl.training_config import TrainingConfig
 from etl.uid_lists import uid_list
 
 
@@ -96,10 +97,15 @@ class Arms:
         selected = self._select(name, arm, seed, filter_folders)
         receipt = receipt_of(self.project.store, self.pool, str(selected.slice["selection_id"]))
         uids = self._uids(str(receipt["selection_id"]))
-        data = Data(self.data.vectors, str(receipt["hash"]), self.data.inputs, uids, receipt)
-        model = self.trainer.run("induced", name, self.project.config.loop.induced, seed, data)
         kept = np.load(uids, allow_pickle=False)
+        model = self.induced(name, self.project.config.loop.of_seeds, seed, receipt)
         return Part(receipt, model, float(np.isin(kept, self.truth).mean()) if len(self.truth) else None)
+
+    def induced(self, name: str, config: TrainingConfig, seed: int, receipt: Mapping[str, Any]) -> Trained:
+        """The model that a selection induces, at any scale."""
+        uids = self._uids(str(receipt["selection_id"]))
+        data = Data(self.data.vectors, str(receipt["hash"]), self.data.inputs, uids, receipt)
+        return self.trainer.run("induced", name, config, seed, data)
 
     def _select(self, name: str, arm: ArmConfig, seed: int, filter_folders: Mapping[str, Path]) -> StageRun:
         keep = {

@@ -175,14 +175,25 @@ class Config(StageConfig):
         return self
 
     @pydantic.model_validator(mode="after")
+    def search_looks_at_development_sets(self) -> Config:
+        search, sets = self.loop.search, self.of_kind("dev")
+        if search and (strange := [part for part in search.headline_parts if part.partition(".")[0] not in sets]):
+            raise ValueError(
+                f"loop.search.headline_parts: wanted DATASET.METRIC of kind dev ({', '.join(sets) or 'none there'}), "
+                f"so that evaluation sets stay unseen; found {', '.join(strange)}"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
     def filters_have_datasets(self) -> Config:
-        loop, sets = self.loop, self.of_kind("filter")
-        named = {"filter_dataset": loop.filter_dataset, "finetune.dataset": loop.finetune and loop.finetune.dataset}
-        for key, name in named.items():
-            if name and name not in sets:
-                raise ValueError(f"loop.{key}: wanted a dataset of kind filter ({', '.join(sets)}); found {name}")
-        if loop.finetune and loop.filter_dataset == loop.finetune.dataset:
-            raise ValueError("loop.finetune.dataset: wanted another one than loop.filter_dataset; found the same")
+        sets = self.of_kind("filter")
+        for loop in (self.loop, *map(self.loop.chosen, self.loop.candidates)):
+            named = {"filter_dataset": loop.filter_dataset, "finetune.dataset": loop.finetune and loop.finetune.dataset}
+            for key, name in named.items():
+                if name and name not in sets:
+                    raise ValueError(f"loop.{key}: wanted a dataset of kind filter ({', '.join(sets)}); found {name}")
+            if loop.finetune and loop.filter_dataset == loop.finetune.dataset:
+                raise ValueError("loop.finetune.dataset: wanted another one than loop.filter_dataset; found the same")
         return self
 
     @pydantic.model_validator(mode="after")

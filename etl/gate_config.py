@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import pydantic
 
 from etl.stage import StageConfig
+from etl.training_config import TrainingConfig
 
 
 class GateConfig(StageConfig):
@@ -19,6 +20,9 @@ class GateConfig(StageConfig):
     looks: tuple[Annotated[int, pydantic.Field(gt=0)], ...] = ()
     """Numbers of seeds after which it looks before the last one, such as [3]: on a clear win or loss the other seeds
     are not trained. Each look has its part of the level."""
+    proxy: TrainingConfig | None = None
+    """Induced models of a smaller scale than `loop.induced`, at which all seeds (and a search) are run; what wins there
+    is confirmed by one run of each side at `loop.induced`. None: all seeds at `loop.induced`."""
     guards: dict[str, Annotated[float, pydantic.Field(ge=0)]] = pydantic.Field(default={})
     """DATASET.METRIC -> the most that its mean may fall by."""
 

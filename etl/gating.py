@@ -8,7 +8,7 @@ filter's own accuracy is told in the decision and used for nothing. Touches MLfl
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import mean
@@ -19,9 +19,9 @@ from etl.filter_recipe import Filtered
 from etl.project import Project
 from etl.promotion import PROMOTED, WAITING, Decision, Promotions, champions, rolled_back
 from etl.stage import UserError
-from etl.stages import selection
 from etl.training import Data, EvalSet, Trained
-from models.gate import MIN_SEEDS, GateDecision, GateRule, Spread, Values, gate, pooled
+from etl.yardstick import Yardstick, run_id, values_of
+from models.gate import MIN_SEEDS, GateDecision, GateRule, confirm, gate
 from models.records import FilterRecord
 
 MODEL = "dfn_filter"
@@ -51,16 +51,16 @@ class _Judged:
     """None: the challenger is the champion."""
     compared: str
     follows: str
+    confirmation: _Confirmation | None = None
 
 
-def run_id(trained: Trained) -> str:
-    """Of its run in MLflow, to which it was sent by now."""
-    from models import spool
+@dataclass(frozen=True)
+class _Confirmation:
+    """Of a win at the proxy's scale."""
 
-    found = spool.run_id_of(trained.folder) or trained.mlflow_run_id
-    if found is None:
-        raise UserError(f"wanted the run of {trained.folder} in MLflow; found none; fix: dfn sync, then run it again")
-    return found
+    models: Mapping[int, Trained]
+    """seed -> the challenger's induced model at the target scale."""
+    facts: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -69,30 +69,34 @@ class Gate:
     eval_sets: tuple[EvalSet, ...]
     data: Data
     """The pool's."""
+    induce: Callable[[str, int], Trained]
+    """(arm, seed) -> its induced model at `loop.induced`: asked for to confirm what was won at a proxy scale."""
+
+    @cached_property
+    def _yardstick(self) -> Yardstick:
+        return Yardstick(self.project, self.eval_sets, self.data)
 
     @cached_property
     def rule(self) -> GateRule:
         loop = self.project.config.loop
         return GateRule(loop.headline, loop.gate.level, loop.gate.guards, loop.gate.looks_of(len(loop.seeds)))
 
-    @cached_property
+    @property
     def challenger(self) -> str | None:
-        """The arm that selects by the filter that the round trains."""
-        arms = self.project.config.loop.arms.items()
-        return next((name for name, arm in arms if arm.keep == "filter" and arm.of == selection.DFN), None)
+        return self.project.config.loop.challenger
 
     def cost(self) -> str:
         """What the round trains at most, told before it starts."""
         loop, rule = self.project.config.loop, self.rule
-        samples = loop.induced.steps * loop.induced.batch_size
-        steps = [loop.filter, *([loop.finetune] if loop.finetune else [])]
-        of_filter = sum(step.steps * step.batch_size for step in steps)
-        num = len(loop.seeds) * len(loop.arms)
+        samples, num = loop.of_seeds.samples, len(loop.seeds) * len(loop.arms)
+        of_filter = loop.filter.samples + (loop.finetune.samples if loop.finetune else 0)
         looks = ", ".join(map(str, rule.looks))
+        proxy = f", at a proxy scale; a win is confirmed by a run of each side of {loop.induced.samples:,} samples"
         return (
             f"gate: {loop.gate.mode}; at most {num} induced runs ({num * samples:,} samples seen) and "
-            f"{len(loop.seeds)} filters ({len(loop.seeds) * of_filter:,}); looks after {looks} seeds at the level of "
-            f"{rule.level_at_a_look:.3g} each; runs that are there, the champion's among them, are not run again"
+            f"{len(loop.seeds)} filters ({len(loop.seeds) * of_filter:,}){proxy if loop.gate.proxy else ''}; looks "
+            f"after {looks} seeds at the level of {rule.level_at_a_look:.3g} each; runs that are there, the champion's "
+            "among them, are not run again"
         )
 
     def look(self, arms: Mapping[str, ArmResult], filters: Mapping[int, Filtered]) -> Verdict:
@@ -123,78 +127,55 @@ class Gate:
     def _judge(self, model: str, trained: Trained, arms: Mapping[str, ArmResult], is_last: bool) -> _Judged:
         from models import registry
 
-        promotions = Promotions(self.project.store, model)
+        promotions, yardstick = Promotions(self.project.store, model), self._yardstick
         number = promotions.align() or registry.champion(model)
         version, follows = FilterRecord.read(trained.folder).version, promotions.tip()
-        values = arms[str(self.challenger)].metrics
+        values, baseline = arms[str(self.challenger)].metrics, ""
         if number is None:
-            compared, baseline = self._control(arms)
+            baseline = yardstick.control(arms)
+            compared, others = f"arm {baseline}", arms[baseline].metrics
         else:
             tags = registry.tags_of(model, number)
             compared = tags["filter_version"]
-            if compared == version:
+            mine = arms[str(self.challenger)].models
+            # A CLIP that was won at a proxy scale is the one of the target scale: it is known by its proxy's runs.
+            if compared == version or (model == CLIP and yardstick.is_judged_by(tags, mine)):
                 return _Judged(model, trained, version, None, compared, follows)
-            baseline = self._champion(model, number, tags)
+            others = dict(yardstick.champion(model, number, tags))
+        confirmation = None
         try:
-            num_shared = len(values[self.rule.metric].keys() & baseline[self.rule.metric].keys())
-            spread = self._spread(arms) if num_shared < MIN_SEEDS else None
-            decision = gate(values, baseline, self.rule, is_last=is_last, spread=spread)
+            num_shared = len(values[self.rule.metric].keys() & others[self.rule.metric].keys())
+            spread = yardstick.spread(arms, self.project.config.loop.of_seeds) if num_shared < MIN_SEEDS else None
+            decision = gate(values, others, self.rule, is_last=is_last, spread=spread)
+            if decision.is_better and self.project.config.loop.gate.proxy:
+                decision, confirmation = self._confirmed(decision, model, number, baseline, arms)
+                trained = trained if model == MODEL else next(iter(confirmation.models.values()))
+                version = FilterRecord.read(trained.folder).version
         except (ValueError, KeyError) as error:
             raise UserError(f"gate: {model}: {error}; fix: loop.headline_parts and loop.gate.guards") from None
-        return _Judged(model, trained, version, decision, compared, follows)
+        return _Judged(model, trained, version, decision, compared, follows, confirmation)
 
-    def _control(self, arms: Mapping[str, ArmResult]) -> tuple[str, Values]:
-        """The strongest arm that no filter chose."""
-        loop = self.project.config.loop
-        controls = {name: arms[name].metrics for name, arm in loop.arms.items() if arm.keep != "filter"}
-        if not controls:
-            raise UserError("gate: wanted a champion, or a control arm (whole_pool, random); found neither")
-        strongest = max(controls, key=lambda name: mean(controls[name][loop.headline].values()))
-        return f"arm {strongest}", controls[strongest]
+    def _confirmed(self, won: GateDecision, model: str, number: str | None, baseline: str,
+                   arms: Mapping[str, ArmResult]) -> tuple[GateDecision, _Confirmation]:  # fmt: skip
+        """A win at the proxy's scale beside a run of each side at the target's: trained now where none is there."""
+        from models import registry, spool
 
-    def _champion(self, model: str, number: str, tags: Mapping[str, str]) -> Values:
-        """metric -> seed -> value of the runs that the champion was judged by."""
-        from models import registry
-
-        loop, judged = self.project.config.loop, json.loads(tags.get("judged", "{}"))
-        fix = f"fix: the tag judged of {model} version {number}, or another alias @champion"
-        if "runs" not in judged:
-            raise UserError(f"gate: wanted the runs that judged the champion; found none named; {fix}")
-        now = self._judged({})
-        if judged["recipe"] != now["recipe"]:
-            raise UserError(f"gate: wanted loop.induced as the champion's, {judged['recipe']}; found {now['recipe']}; "
-                            f"{fix}")  # fmt: skip
-        needed = {part.partition(".")[0] for part in (*loop.headline_parts, *self.rule.guards)}
-        if any(judged["eval_sets"].get(name) != now["eval_sets"].get(name) for name in needed):
-            raise UserError(f"gate: wanted the evaluation sets that the champion was judged on; found others; {fix}")
-        if judged["pool"] != now["pool"]:
-            self.project.say(f"gate: the champion of {model} was judged on an earlier state of the pool")
-        runs = registry.metrics_of({int(seed): id_ for seed, id_ in judged["runs"].items()})
-        first = {loop.headline: {seed: headline(loop, metrics) for seed, metrics in runs.items()}}
-        names = set.intersection(*(set(metrics) for metrics in runs.values()))
-        return first | {name: {seed: metrics[name] for seed, metrics in runs.items()} for name in names}
-
-    def _judged(self, models: Mapping[int, Trained]) -> dict[str, Any]:
-        """What names the evidence for a version, in its tag `judged`."""
-        return {"runs": {str(seed): run_id(model) for seed, model in models.items()},
-                "recipe": self.project.config.loop.induced.model_dump(),
-                "eval_sets": {each.name: each.vectors.name for each in self.eval_sets},
-                "pool": dict(self.data.inputs)}  # fmt: skip
-
-    def _spread(self, arms: Mapping[str, ArmResult]) -> Spread | None:
-        """Of induced runs under the same recipe in MLflow, by arm; without those that are judged now."""
-        from models.tracking import finished_runs
-
-        loop, name = self.project.config.loop, self.project.config.name
-        judged = {str(receipt["hash"]) for arm in arms.values() for receipt in arm.receipts.values()}
-        recipe = {name: str(value) for name, value in loop.induced.model_dump().items()}
-        groups: dict[str, list[float]] = {}
-        for params, metrics in finished_runs(self.project.tracking_uri, name, kind="induced"):
-            is_alike = recipe.items() <= params.items() and all(part in metrics for part in loop.headline_parts)
-            if is_alike and params.get("content") not in judged:
-                groups.setdefault(params.get("arm", ""), []).append(headline(loop, metrics))
-        samples = loop.induced.steps * loop.induced.batch_size
-        return pooled(groups.values(), f"earlier induced runs of {name} with {samples:,} samples seen")
+        loop, seed = self.project.config.loop, self.project.config.loop.seeds[0]
+        if number is not None:
+            tags = registry.tags_of(model, number)
+            seed, their_run, theirs = self._yardstick.champion_at_target(model, number, tags)
+        mine = self.induce(str(self.challenger), seed)
+        other = self.induce(baseline, seed) if number is None else None
+        spool.sync(self.project.config.output_folder / "models", self.project.tracking_uri)
+        if other is not None:
+            their_run, theirs = run_id(other), values_of(loop, {seed: other.metrics})
+        spread = self._yardstick.spread(arms, loop.induced)
+        values = values_of(loop, {seed: mine.metrics})
+        decision = confirm(won, values, theirs, self.rule, spread)
+        source = spread.source if spread else "none: its sign decided"
+        facts = {"proxy_samples": loop.of_seeds.samples, "target_samples": loop.induced.samples,
+                 "runs": {"challenger": run_id(mine), "compared": their_run}, "spread": source}  # fmt: skip
+        return decision, _Confirmation({seed: mine}, facts)
 
     def _conclude(self, judged: _Judged, arm: ArmResult, own: float) -> Verdict:
         """Registers, records, and moves the champion where the mode lets it."""
@@ -213,7 +194,8 @@ class Gate:
         values = {str(seed): round(value, 6) for seed, value in arm.metrics[metric].items()}
         facts = {"metric": metric, "values": values, "level": decision.level, "num_seeds": decision.num_seeds,
                  "p_value": decision.p_value, "guards": dict(decision.guards), "version": number,
-                 "filters_own_not_used": round(own, 6)}  # fmt: skip
+                 "filters_own_not_used": round(own, 6),
+                 **({"confirmed_by": judged.confirmation.facts} if judged.confirmation else {})}  # fmt: skip
         reason = f"{metric} {decision.reason} (the filters' own, not used: {own:.4f})"
         made = Decision.of(judged.model, judged.version, judged.compared, verdict, reason,
                            follows=judged.follows, facts=facts)  # fmt: skip
@@ -223,10 +205,9 @@ class Gate:
             made = Decision.of(made.model, made.challenger, made.champion_compared, "overtaken",
                                f"{reason}; but the champion has changed to {now} meanwhile",
                                follows=made.follows, facts=facts)  # fmt: skip
-        if is_promoted:
-            promotions.align()
-        else:
+        if not is_promoted:
             promotions.add(made)
+        promotions.align()
         name = f"{made.model} version {number}" if number else f"{made.model} {made.challenger}"
         fix = f" (dfn promote {made.decision_id})" if made.verdict == WAITING else ""
         told = f"{made.verdict.replace('_', ' ')}{fix} against {made.champion_compared}: {made.reason}"
@@ -245,15 +226,17 @@ class Gate:
         from models import registry
 
         encoder, folder, model = self.project.encoder[1], judged.trained.folder, judged.model
-        number, evidence = registry.registered(model, folder), self._judged(arm.models)
+        confirmed = judged.confirmation.models if judged.confirmation else None
+        number, evidence = registry.registered(model, folder), self._yardstick.evidence(arm.models, confirmed)
         if number is None and model == MODEL:
             number = registry.register_filter(run_id(judged.trained), folder, encoder, name=MODEL)
         elif number is None:
-            receipt = arm.receipts[self.project.config.loop.seeds[0]]
+            receipt = arm.receipts[next(iter(confirmed or self.project.config.loop.seeds))]
             number = registry.register_clip(run_id(judged.trained), folder, encoder, receipt=receipt)
             self.project.say(f"{CLIP} version {number}: induced by selection {receipt['selection_id']}")
         before = json.loads(registry.tags_of(model, number).get("judged", "{}"))
-        if {**before, "runs": {}} == {**evidence, "runs": {}}:  # seeds of an earlier round stay
-            evidence["runs"] = before["runs"] | evidence["runs"]
+        whose = ("recipe", "eval_sets", "pool")
+        if all(before.get(name) == evidence[name] for name in whose):  # seeds of an earlier round stay
+            evidence = {**before, **evidence, "runs": before["runs"] | evidence["runs"]}
         registry.set_tags(model, number, {"judged": json.dumps(evidence)})
         return number

@@ -1,13 +1,13 @@
-"""One round: train filters -> score -> select -> train induced models -> evaluate -> gate -> promote.
+"""One round: [search ->] train filters -> score -> select -> train induced models -> evaluate -> gate -> promote.
 
 A filter is judged by the models that its dataset induces, never by its own accuracy, which is shown and not used. The
-round goes seed by seed, so that the gate can end it early.
+round goes seed by seed, so that the gate can end it early. With `loop.search` it first finds the filter to judge.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,17 @@ import pandas as pd
 
 from etl import filter_recipe, guard
 from etl.arms import ArmResult, Arms, Part
+from etl.config import Kind
 from etl.gating import MODEL, Gate, Verdict
 from etl.project import Project
+from etl.rounds import RoundRun
+from etl.search import Search, Searched, plan_of
+from etl.search_config import SearchConfig
 from etl.stage import UserError
 from etl.stages import score
 from etl.store import data_version
 from etl.tables import EMBEDDINGS
-from etl.training import Data, EvalSet, Trainer, labels_of
+from etl.training import Data, EvalSet, Trained, Trainer, labels_of
 from etl.vectors import vectors_folder
 
 
@@ -34,6 +38,7 @@ class Round:
     filters: Mapping[int, filter_recipe.Filtered]
     verdict: str
     is_promoted: bool
+    searched: Searched | None = None
 
 
 @dataclass(frozen=True)
@@ -48,19 +53,50 @@ class Loop:
         return names[0]
 
     def run(self) -> Round:
-        """Everything up to date, then the decision. Killed and run again, it goes on where it was."""
-        config = self.project.config.loop
-        datasets = filter_recipe.datasets(self.project)
+        """Everything up to date, the search, then the decision. Killed and run again, it goes on where it was."""
+        loop = self.project.config.loop
+        datasets = self._filter_datasets()
+        if loop.search:
+            self.project.say(plan_of(loop, loop.search))
         self.project.run_all()
-        eval_sets, data = self._eval_sets(), self._data(self.pool)
-        trainer = Trainer(self.project, data.vectors, eval_sets)
-        recipe = filter_recipe.FilterRecipe(self.project, trainer, self._data)
+        eval_sets, data, learnt = self._eval_sets(), self._data(self.pool), [self._data(name) for name in datasets]
         for name in datasets:
             guard.check(self.project, name, self._vectors(name), MODEL)
-        gate, arms = Gate(self.project, eval_sets, data), Arms(self.project, self.pool, trainer, data, self._truth)
-        self.project.say(gate.cost())
+        inputs = {k: v for name in self.project.config.datasets for k, v in self._inputs(name).items()}
+        run = RoundRun.begin(self.project, [data, *learnt], eval_sets, inputs)
+        searched, judged = None, self
+        if loop.search:
+            searched = self._search(loop.search, data, run.folder)
+            judged = Loop(self.project.with_loop(searched.loop))
+        ended = judged._judge(eval_sets, data, run.folder)
+        run.end(ended.arms, ended.verdict, ended.is_promoted, searched)
+        return replace(ended, searched=searched)
+
+    def _filter_datasets(self) -> tuple[str, ...]:
+        """That any candidate's filter learns from."""
+        loop = self.project.config.loop
+        projects = [self.project.with_loop(loop.chosen(candidate)) for candidate in loop.candidates] or [self.project]
+        return tuple(dict.fromkeys(name for project in projects for name in filter_recipe.datasets(project)))
+
+    def _search(self, grid: SearchConfig, data: Data, parent: Path) -> Searched:
+        """On development sets alone: its runs know no evaluation set."""
+        trainer = Trainer(self.project, data.vectors, self._eval_sets("dev"), parent)
+        return Search(self.project, grid, self.pool, trainer, data, self._data, self._truth).run()
+
+    def _judge(self, eval_sets: tuple[EvalSet, ...], data: Data, parent: Path) -> Round:
+        """Seed by seed, until the gate has seen enough."""
+        config = self.project.config.loop
+        trainer = Trainer(self.project, data.vectors, eval_sets, parent)
+        recipe = filter_recipe.FilterRecipe(self.project, trainer, self._data)
+        arms = Arms(self.project, self.pool, trainer, data, self._truth)
         filters: dict[int, filter_recipe.Filtered] = {}
         parts: dict[str, dict[int, Part]] = {name: {} for name in config.arms}
+
+        def induce(arm: str, seed: int) -> Trained:
+            return arms.induced(arm, config.induced, seed, parts[arm][seed].receipt)
+
+        gate = Gate(self.project, eval_sets, data, induce)
+        self.project.say(gate.cost())
         results: dict[str, ArmResult] = {}
         verdict = Verdict("")
         for seed in config.seeds:
@@ -72,6 +108,7 @@ class Loop:
                 trainer.record()
                 results = {name: ArmResult.of(name, found, config) for name, found in parts.items()}
                 verdict = gate.look(results, filters)
+                trainer.record()  # what confirmed it
                 self.project.say(f"gate: {verdict.text}")
                 if verdict.is_closed:
                     break
@@ -90,8 +127,8 @@ class Loop:
         store = self.project.store
         return {f"{store.root}/{dataset}/embeddings": data_version(store.history(dataset, EMBEDDINGS), {})}
 
-    def _eval_sets(self) -> tuple[EvalSet, ...]:
-        names = self.project.config.of_kind("eval", "dev")
+    def _eval_sets(self, *kinds: Kind) -> tuple[EvalSet, ...]:
+        names = self.project.config.of_kind(*(kinds or ("eval", "dev")))
         return tuple(EvalSet(n, self._vectors(n), labels_of(self.project.sources[n].labels)) for n in names)
 
     def truth_by_uid(self) -> dict[str, bool]:

@@ -1,5 +1,5 @@
-"""The part of the configuration that the loop has: how filters and induced models are trained, arms, gate and guard.
-Touches nothing."""
+"""The part of the configuration that the loop has: how filters and induced models are trained, search, arms, gate and
+guard. Touches nothing."""
 
 from __future__ import annotations
 
@@ -11,38 +11,12 @@ import pydantic
 from etl.gate_config import GateConfig
 from etl.guard import GuardConfig
 from etl.layers import merge
+from etl.search_config import Candidate, SearchConfig
 from etl.stage import StageConfig
 from etl.stages.selection import DFN
-
-Fraction = Annotated[float, pydantic.Field(gt=0, le=1)]
-
-
-class TrainingConfig(StageConfig):
-    """One training run on stored vectors; see `models.train.TrainConfig` for what each field does."""
-
-    steps: int = pydantic.Field(gt=0)
-    batch_size: int = pydantic.Field(default=128, gt=1)
-    lr: float = pydantic.Field(default=1e-3, gt=0)
-    dropout: float = pydantic.Field(default=0.1, ge=0, lt=1)
-
-
-class FinetuneConfig(TrainingConfig):
-    """The DFN recipe's second step: the filter goes on, on cleaner pairs, and the weights before and after are averaged
-    (arXiv 2309.17425 does so on MS COCO, Flickr30k and ImageNet with class names in templates)."""
-
-    dataset: str
-    """Of kind filter; `loop.filter_dataset` is what the filter was trained on before."""
-    steps: int = pydantic.Field(default=100, gt=0)
-    lr: float = pydantic.Field(default=1e-4, gt=0)
-    dropout: float = pydantic.Field(default=0.5, ge=0, lt=1)
-    alpha: float = pydantic.Field(default=0.5, ge=0, le=1)
-    """Of the average: 0 is the filter before, 1 the fine-tuned one."""
-    templates: tuple[str, ...] = ()
-    """With a `{}` for the class: captions of a dataset with labels, a template a pair, in place of its own."""
-
-    @property
-    def training(self) -> TrainingConfig:
-        return TrainingConfig(**{name: getattr(self, name) for name in TrainingConfig.model_fields})
+from etl.training_config import FinetuneConfig as FinetuneConfig
+from etl.training_config import Fraction
+from etl.training_config import TrainingConfig as TrainingConfig
 
 
 class ArmConfig(StageConfig):
@@ -76,6 +50,8 @@ class LoopConfig(StageConfig):
     alias a round that is run again after a promotion begins with another filter, and so trains another."""
     finetune: FinetuneConfig | None = None
     induced: TrainingConfig = TrainingConfig(steps=200, dropout=0.1)
+    search: SearchConfig | None = None
+    """Which filter recipe and fraction the round judges; without it, `filter` and the arms as they are."""
     arms: dict[str, ArmConfig] = pydantic.Field(default={}, validate_default=True)
     """Name -> arm; see ARMS for those that are always there."""
     headline: str = "avg"
@@ -99,3 +75,43 @@ class LoopConfig(StageConfig):
         if len(set(seeds)) < len(seeds):
             raise ValueError("wanted each seed once")
         return seeds
+
+    @pydantic.model_validator(mode="after")
+    def can_be_searched(self) -> LoopConfig:
+        if self.search is None:
+            return self
+        if shared := sorted(set(self.seeds) & set(self.search.seeds)):
+            raise ValueError(f"search.seeds: wanted others than loop.seeds, which judge the winner; found {shared}")
+        if self.challenger is None:
+            raise ValueError("search: wanted an arm that selects by dfn, the winner's; found none")
+        try:
+            self.search.rungs(self.candidates, self.of_seeds.samples)
+        except ValueError as error:
+            raise ValueError(f"search.{error}") from None
+        return self
+
+    @property
+    def of_seeds(self) -> TrainingConfig:
+        """How the models that every seed induces are trained: at the gate's proxy scale, where it has one."""
+        return self.gate.proxy or self.induced
+
+    @property
+    def challenger(self) -> str | None:
+        """The arm that selects by the filter that the round trains."""
+        return next((name for name, arm in self.arms.items() if arm.keep == "filter" and arm.of == DFN), None)
+
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """Of the search, in the order of its grid; none without one."""
+        if self.search is None:
+            return ()
+        own = {"filter_dataset": self.filter_dataset, "init": self.init, "finetune": self.finetune}
+        return self.search.candidates(self.filter, self.arms[str(self.challenger)].fraction, own)
+
+    def chosen(self, candidate: Candidate) -> LoopConfig:
+        """The loop with a candidate's filter recipe and fraction. Arms of the challenger's fraction move with it, so
+        that they keep as many pairs."""
+        before = self.arms[str(self.challenger)].fraction
+        moved = {name: arm.model_copy(update={"fraction": candidate.fraction}) for name, arm in self.arms.items()
+                 if arm.fraction == before}  # fmt: skip
+        return self.model_copy(update={**candidate.recipe, "arms": {**self.arms, **moved}, "search": None})

@@ -13,7 +13,7 @@ from etl.arms import ArmResult, headline, spread
 from etl.config import folder_of
 from etl.loop import Loop, Round
 from etl.project import Project
-from etl.report import Arm, PairShown, Report, thumbnail, write
+from etl.report import Arm, CandidateShown, PairShown, Report, SearchShown, thumbnail, write
 from etl.shard_writer import publish_json
 from etl.shards import RangeReader
 from etl.stages.selection import ranked_by
@@ -69,6 +69,7 @@ def write_outcome(project: Project, ended: Round) -> dict[str, Any]:
         "tables": rows_by_status(project),
         "seconds": seconds_by_stage(project),
     }
+    summary |= {"search": ended.searched.summary()} if ended.searched else {}
     folder = project.config.output_folder
     publish_json(folder / "summary.json", summary)
     write(_report(project, ended, summary), folder / "report.html")
@@ -98,7 +99,21 @@ def table(summary: Mapping[str, Any]) -> str:
     own = summary["filters_own"]
     told = ", ".join(f"{step} {found['mean']:.3f} ± {found['std']:.3f}" for step, found in own.items())
     lines.append(f"(the filters' own {headline}, shown and not used: {told})")
+    lines += _search_lines(summary["search"]) if "search" in summary else []
     return "\n".join(["", *([summary["intro"].strip()] if summary["intro"] else []), "", *lines, "", ""])
+
+
+def _search_lines(search: Mapping[str, Any]) -> list[str]:
+    metric = ", ".join(search["metric"])
+    lines = ["", f"search by {metric}: {search['samples_seen']:,} of {search['budget']:,} samples seen"]
+    width = max(len(row["candidate"]) for row in search["rungs"][0])
+    for number, rung in enumerate(search["rungs"], 1):
+        for row in rung:
+            mark = "goes on" if row["goes_on"] else ""
+            value = f"{row['mean']:.3f} ± {row['std']:.3f} over {row['seeds']}"
+            own = f"(own, not used: {row['filters_own_not_used']:.3f})"
+            lines.append(f"rung {number}  {row['candidate']:<{width}}  {value}  {own}  {mark}".rstrip())
+    return lines
 
 
 def _report(project: Project, ended: Round, summary: Mapping[str, Any]) -> Report:
@@ -124,7 +139,17 @@ def _report(project: Project, ended: Round, summary: Mapping[str, Any]) -> Repor
         receipt=receipt,
         seconds=summary["seconds"],
         limits=list(LIMITS),
+        search=_found(summary["search"]) if "search" in summary else None,
     )
+
+
+def _found(search: Mapping[str, Any]) -> SearchShown:
+    rungs = [
+        [CandidateShown(r["candidate"], r["mean"], r["std"], r["seeds"], r["filters_own_not_used"], r["goes_on"])
+         for r in rung]
+        for rung in search["rungs"]
+    ]  # fmt: skip
+    return SearchShown(", ".join(search["metric"]), search["winner"], search["samples_seen"], search["budget"], rungs)
 
 
 def _arm(arm: ArmResult, headline: str, parts: tuple[str, ...]) -> Arm:

@@ -7,7 +7,7 @@ encoder) and, through `run.py`, the tables.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -19,6 +19,7 @@ from etl.encoders import encoder_folder, image_model, naming
 from etl.job import Progress, StageRun
 from etl.lanes import TIMINGS
 from etl.lexicon import read_lexicon
+from etl.loop_config import LoopConfig
 from etl.run import Runner
 from etl.session import session
 from etl.stage import Slice, Stage, StageConfig, Table, UserError
@@ -69,6 +70,12 @@ class Project:
     @cached_property
     def encoder(self) -> tuple[VectorsRecord, Path]:
         return encoder_folder(self.config.encoder, self.say)
+
+    def with_loop(self, loop: LoopConfig) -> Project:
+        """The same project, with its session and all that it has resolved, and another loop."""
+        made = replace(self, config=self.config.model_copy(update={"loop": loop}))
+        vars(made).update({name: found for name, found in vars(self).items() if name not in vars(made)})
+        return made
 
     def cosine_filter(self) -> Path:
         """The folder of the filter without heads: the cosine of the encoder's own vectors, known as the CLIP score."""

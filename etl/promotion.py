@@ -116,18 +116,44 @@ class Promotions:
         store.append_once(store.rows("", PROMOTIONS, [row]), "", PROMOTIONS, content=content, note={"slice": {}})
 
     def align(self) -> str | None:
-        """Points `@champion` at what the table says: the version's number, None where the table names none.
+        """Points `@champion` at what the table says: the version's number, None where the table names none. Each
+        version tells by its tags and description what was decided of it last.
 
         MLflow is to be connected. Raises UserError where MLflow has no such version.
         """
         from models import registry
 
-        if not (standing := champions(self.decisions())):
+        known = self.decisions()
+        self._tell(known)
+        if not (standing := champions(known)):
             return None
         number = self._number(standing[-1].challenger)
         if registry.champion(self.model) != number:
             registry.set_alias(self.model, registry.CHAMPION, number)
         return number
+
+    def _tell(self, known: Sequence[Decision]) -> None:
+        from models import registry
+
+        last: dict[str, Decision] = {}
+        for decision in known:
+            last[decision.challenger] = decision
+            if decision.verdict == ROLLED_BACK:
+                last[decision.champion_compared] = decision
+        there = registry.versions(self.model) if last else {}
+        for version, decision in last.items():
+            number, tags = there.get(version, ("", {}))
+            if not number or tags.get("decision") == decision.decision_id:
+                continue
+            is_back = decision.verdict == ROLLED_BACK and version == decision.challenger
+            verdict = "champion again" if is_back else decision.verdict.replace("_", " ")
+            by = f" by {decision.approver}" if decision.approver else ""
+            other = there.get(decision.champion_compared, ("", {}))[0]
+            compared = f"version {other}" if other else decision.champion_compared
+            against = f" against {compared}" if decision.verdict != ROLLED_BACK else ""
+            told = f"{verdict}{by}{against}, {decision.decided_at:%Y-%m-%d %H:%M} UTC: {decision.reason}"
+            registry.describe(self.model, number, told)
+            registry.set_tags(self.model, number, {"verdict": verdict, "decision": decision.decision_id})
 
     def _number(self, version: str) -> str:
         from models import registry

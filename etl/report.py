@@ -51,6 +51,29 @@ class Arm:
 
 
 @dataclass(frozen=True)
+class CandidateShown:
+    name: str
+    mean: float
+    std: float
+    num_seeds: int
+    own: float
+    """Its filters' own value: shown, not used."""
+    goes_on: bool
+
+
+@dataclass(frozen=True)
+class SearchShown:
+    """How the challenger was found."""
+
+    metric: str
+    winner: str
+    samples_seen: int
+    budget: int
+    rungs: list[list[CandidateShown]]
+    """Best first."""
+
+
+@dataclass(frozen=True)
 class Report:
     title: str
     intro: str
@@ -72,6 +95,7 @@ class Report:
     receipt: dict[str, object]
     seconds: dict[str, float]
     limits: list[str]
+    search: SearchShown | None = None
 
 
 def thumbnail(data: bytes, size_px: int = 96) -> bytes | None:

@@ -87,6 +87,8 @@ class Trainer:
     project: Project
     stats_from: Path
     eval_sets: tuple[EvalSet, ...]
+    parent: Path | None = None
+    """What names the round's run in MLflow, whose children these runs are; see `models.spool.begin`."""
     _pending: list[RunRow] = field(default_factory=list)
 
     @cached_property
@@ -190,8 +192,9 @@ class Trainer:
         folder = Path(found["folder"])
         run_id = spool.log_training_run(
             self.project.tracking_uri, self.project.config.name, label, params={**params, **told},
-            metrics=found["metrics"], step_losses=found["losses"], inputs=data.inputs, heads_folder=folder,
+            metrics=found["metrics"], step_losses=found["losses"], inputs=data.inputs, folder=folder,
             tags={"kind": kind, "arm": found["arm"]}, receipt=data.receipt, system=system,
+            parent=self.parent,
         )  # fmt: skip
         if run_id is None:
             self.project.say(f"{label:<29} MLflow does not answer: the run waits beside {folder}; dfn sync sends it")

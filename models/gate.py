@@ -1,10 +1,11 @@
 """The gate before the alias `champion`: better beyond noise, by the models that filters induce. Touches nothing.
 
-Sequential: it may look several times, at a corrected level, and end early on a clear win or a clear loss.
+Sequential: it may look several times, at a corrected level, and end early on a clear win or a clear loss. What was won
+at a smaller scale, a proxy, is confirmed by one run of each side at the target scale.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import sqrt
 from typing import Any, Literal
 
@@ -109,6 +110,34 @@ def gate(challenger: Values, champion: Values, rule: GateRule, *, is_last: bool 
     look = f", a look of {len(rule.looks)} at the level of {level:.3g} each" if len(rule.looks) > 1 else ""
     reason = f"mean difference {mean:+.4f} over {num_seeds} seeds, p = {p_better:.2g}{source}{look}: {verdict}"
     return GateDecision(outcome, mean, p_better, num_seeds, level, guards, reason)  # type: ignore[arg-type]
+
+
+def confirm(
+    won: GateDecision, challenger: Values, champion: Values, rule: GateRule, spread: Spread | None
+) -> GateDecision:
+    """A win at the proxy's scale, held against runs at the target's: a loss where these do not agree with it.
+
+    They agree where the challenger is better at the level of all looks, by the test of `gate` with the spread of
+    earlier runs at the target scale. Where there are none, nothing tells the noise of one run: then its sign decides,
+    and the reason says so. Guards hold at the target scale too.
+
+    Args:
+        won: at the proxy's scale; its numbers are kept.
+        challenger, champion: at the target's, under the same seeds.
+
+    Raises:
+        ValueError: as `gate`, or no seed that both have.
+    """
+    found = gate(challenger, champion, replace(rule, looks=(1,)), spread=spread)
+    if not found.num_seeds:
+        raise ValueError("wanted a run of both at the target scale under one seed; found none")
+    fallen = [name for name, most in rule.guards.items() if found.guards[name] < -most]
+    how = f"p = {found.p_value:.2g}, spread of {spread.source}" if spread else "no earlier runs to tell its noise"
+    is_better = found.is_better if spread else found.mean_difference > 0 and not fallen
+    verdict = "confirmed" if is_better else "not confirmed" + (f", {', '.join(fallen)} fell" if fallen else "")
+    reason = (f"{won.reason}, at the proxy scale; at the target scale {found.mean_difference:+.4f} over "
+              f"{found.num_seeds} run each, {how}: {verdict}")  # fmt: skip
+    return replace(won, outcome="win" if is_better else "loss", reason=reason)
 
 
 def pooled(groups: Iterable[Sequence[float]], source: str) -> Spread | None:

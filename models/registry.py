@@ -134,8 +134,20 @@ def registered(name: str, heads_folder: Path) -> str | None:
 
 def version_of(name: str, filter_version: str) -> str | None:
     """The version whose heads have this content; None where none has."""
+    found = versions(name).get(filter_version)
+    return found[0] if found else None
+
+
+def versions(name: str) -> dict[str, tuple[str, dict[str, str]]]:
+    """filter_version -> (version, its tags), of all that are registered; of equal heads the newest."""
     found = mlflow.MlflowClient().search_model_versions(f"name='{name}'")
-    return next((str(v.version) for v in found if v.tags.get("filter_version") == filter_version), None)
+    by_number = sorted(found, key=lambda v: int(v.version))
+    return {v.tags["filter_version"]: (str(v.version), dict(v.tags)) for v in by_number if "filter_version" in v.tags}
+
+
+def describe(name: str, number: str, text: str) -> None:
+    """What a person reads on a version's page."""
+    mlflow.MlflowClient().update_model_version(name, number, text)
 
 
 def tags_of(name: str, number: str) -> dict[str, str]:

@@ -39,7 +39,7 @@ def world(tmp_path_factory, mlflow_template):
         heads = root / "models" / f"filter-{seed}"
         dim = TINY["embed_dim"]
         save_filter(heads, random_heads(dim, dim, 3, seed=seed), encoder_record=record)
-        told = {"params": {}, "metrics": {}, "step_losses": [1.0], "inputs": {}, "heads_folder": heads}
+        told = {"params": {}, "metrics": {}, "step_losses": [1.0], "inputs": {}, "folder": heads}
         run_id = spool.log_training_run(uri, "tiny", f"filter {seed}", **told)
         with answering(uri):
             registry.register_filter(run_id, heads, root / "encoder")

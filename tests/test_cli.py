@@ -99,7 +99,7 @@ def test_a_mistake_in_the_config_is_one_line_and_exit_code_2(dfn, settings, says
     [
         (
             "run --conf tinny",
-            ["wanted a config file", "'tinny'", "filters, finetune, local, selftest, tiny"],
+            ["wanted a config file", "'tinny'", "filters, finetune, local, search, selftest, tiny"],
         ),
         ("run --conf tiny --dataset pol", ["--dataset: wanted some of pool, clean, things", "found pol"]),
         ("run --conf tiny --stage embd", ["--stage: wanted some of collect,", "found embd"]),

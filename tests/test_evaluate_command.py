@@ -64,7 +64,7 @@ def test_the_table_lists_absent_sets_and_the_json_holds_all(world, tmp_path, cap
 def test_a_registered_model_is_evaluated_as_its_folders_are(world, tmp_path, capsys, mlflow_uri):
     uri = mlflow_uri
     run_id = spool.log_training_run(
-        uri, "e", "r", params={}, metrics={}, step_losses=[1.0], inputs={}, heads_folder=world / "heads"
+        uri, "e", "r", params={}, metrics={}, step_losses=[1.0], inputs={}, folder=world / "heads"
     )
     with answering(uri):
         number = registry.register_filter(run_id, world / "heads", world / "encoder")
@@ -82,7 +82,7 @@ def test_a_registered_model_is_evaluated_as_its_folders_are(world, tmp_path, cap
 def test_runs_that_waited_are_sent_by_dfn_sync(world, tmp_path, capsys, mlflow_uri, monkeypatch):
     monkeypatch.setitem(spool._lost, "seconds", 0.0)
     folder = shutil.copytree(world / "heads", tmp_path / "models" / "a")
-    told = {"params": {}, "metrics": {}, "step_losses": [1.0], "inputs": {}, "heads_folder": folder}
+    told = {"params": {}, "metrics": {}, "step_losses": [1.0], "inputs": {}, "folder": folder}
     assert spool.log_training_run("http://127.0.0.1:1", "e", "r", **told) is None
     arguments = ["sync", "--conf", "tiny", "-s", f"output={tmp_path}", "--json"]
     assert dfn(*arguments, "-s", "tracking_uri=http://127.0.0.1:1") == 2

@@ -4,14 +4,16 @@ import hashlib
 import json
 import tarfile
 from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from pyspark.sql import functions as F
 
 from etl.config import folder_of
 from etl.export import export_selection
-from etl.gating import CLIP, Gate, _Judged, run_id
+from etl.gating import CLIP, Gate, _Judged
 from etl.loop import Loop
 from etl.project import Project
 from etl.receipts import receipt_of, receipts
@@ -20,6 +22,7 @@ from etl.stage import UserError, fold_hash
 from etl.stages import STAGES
 from etl.tables import DATASET_TABLES, EMBEDDINGS, PAIRS, PROJECT_TABLES, PROMOTIONS, RUNS, SCORES, SELECTIONS, STATUSES
 from etl.uid_lists import uid_list
+from etl.yardstick import run_id
 
 SEEDS = (0, 1, 2)
 
@@ -40,7 +43,7 @@ def exported(tiny, dfn_receipt, tmp_path_factory):
 
 def gate_of(project):
     loop = Loop(project)
-    return Gate(project, loop._eval_sets(), loop._data("pool"))
+    return Gate(project, loop._eval_sets(), loop._data("pool"), lambda *_: pytest.fail("nothing is to be confirmed"))
 
 
 def kept_uids(project, receipt):
@@ -138,6 +141,40 @@ def test_the_induced_model_is_registered_once_with_the_receipt_of_its_dataset(ti
     assert (run.data.tags["selection_id"], run.info.status) == (dfn_receipt["selection_id"], "FINISHED")
     assert {"heads", "environment.json", "receipt.json"} <= {f.path for f in client.list_artifacts(version.run_id)}
     assert "system/cpu_utilization_percentage" in run.data.metrics
+
+
+def test_every_training_run_is_a_child_of_its_round_which_links_to_selections_and_delta_versions(tiny):
+    import mlflow
+
+    from models.tracking import answering
+
+    project, ended, _ = tiny
+    client = mlflow.MlflowClient()
+    with answering(project.tracking_uri):
+        experiment = client.get_experiment_by_name("tiny").experiment_id
+        (parent,) = client.search_runs([experiment], "tags.kind = 'round'")
+        children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+        held = {
+            name: Path(client.download_artifacts(parent.info.run_id, name)).read_text()
+            for name in ("arms.json", "config.yaml", "table.csv")
+        }
+    trained = [made.final for made in ended.filters.values()]
+    trained += [model for arm in ended.arms.values() for model in arm.models.values()]
+    assert {run.info.run_id for run in children} == {run_id(model) for model in trained} and len(trained) == 12
+    assert "dfn_filter version 1" in parent.data.tags["verdict"] and parent.info.status == "FINISHED"
+    assert parent.data.tags["mlflow.note.content"].count("\n| ") == 5  # a header, its rule, three arms
+    assert (parent.data.params["filter.steps"], parent.data.params["seeds"]) == ("60", "[0, 1, 2]")
+    assert parent.data.metrics["dfn.avg"] == pytest.approx(np.mean(list(ended.arms["dfn"].metrics["avg"].values())))
+    arms = json.loads(held["arms.json"])
+    assert {name: {int(s): of["selection_id"] for s, of in arm.items()} for name, arm in arms.items()} == {
+        name: {s: receipt["selection_id"] for s, receipt in arm.receipts.items()} for name, arm in ended.arms.items()
+    }
+    assert arms["dfn"]["1"]["run"] == run_id(ended.arms["dfn"].models[1])
+    assert arms["dfn"]["1"]["inputs"] == ended.arms["dfn"].receipts[1]["inputs"]
+    assert yaml.safe_load(held["config.yaml"])["loop"]["filter"]["steps"] == 60
+    assert [line.partition(",")[0] for line in held["table.csv"].splitlines()] == ["arm", "whole_pool", "random", "dfn"]
+    read = {each.dataset.name for each in parent.inputs.dataset_inputs}
+    assert read == {f"{project.store.root}/{name}/embeddings" for name in ("pool", "clean", "things")}
 
 
 def test_where_mlflow_is_down_nothing_is_decided_and_the_round_ends(tiny):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.gate import GateDecision, GateRule, Spread, gate, pooled
+from models.gate import GateDecision, GateRule, Spread, confirm, gate, pooled
 
 RULE = GateRule("avg")
 
@@ -106,6 +106,40 @@ def test_with_fewer_than_three_seeds_the_spread_is_that_of_earlier_runs_and_is_n
     assert gate(*sides, RULE, is_last=False).outcome == "open"
     three = values(1, 2, 3), values(0, 1, 1)
     assert gate(*three, RULE, spread=spread) == gate(*three, RULE)  # not used where there are enough
+
+
+WON = gate(values(2, 4, 6, 8, 10), values(1, 2, 3, 4, 5), RULE)
+
+
+@pytest.mark.parametrize(
+    ("difference", "std", "says"),
+    [
+        (0.3, 0.1, "at the target scale +0.3000 over 1 run each, p = 0.03, spread of 16 runs: confirmed"),
+        (0.1, 0.1, "at the target scale +0.1000 over 1 run each, p = 0.25, spread of 16 runs: not confirmed"),
+        (-0.3, 0.1, "p = 0.97, spread of 16 runs: not confirmed"),
+        (0.1, None, "+0.1000 over 1 run each, no earlier runs to tell its noise: confirmed"),
+        (0.0, None, "+0.0000 over 1 run each, no earlier runs to tell its noise: not confirmed"),
+    ],
+)
+def test_a_win_at_the_proxy_scale_stands_where_a_run_at_the_target_scale_agrees(difference, std, says):
+    """By hand: t = .3 / (.1 sqrt 2) = 2.12 with 10 degrees of freedom, p = .030; t = .71, p = .25."""
+    spread = Spread(std, 10, "16 runs") if std else None
+    found = confirm(WON, {"avg": {7: 0.5 + difference}}, {"avg": {7: 0.5, 8: 0.9}}, RULE, spread)
+    assert (found.outcome, found.p_value, found.num_seeds) == (
+        "loss" if "not confirmed" in says else "win", WON.p_value, 5
+    )  # fmt: skip
+    assert found.reason.startswith(f"{WON.reason}, at the proxy scale; ") and found.reason.endswith(says)
+
+
+@pytest.mark.parametrize("spread", [Spread(0.01, 10, "16 runs"), None])
+def test_at_the_target_scale_guards_hold_and_a_seed_is_shared(spread):
+    rule = GateRule("avg", guards={"things": 0.05})
+    for fall, outcome in ((0.04, "win"), (0.06, "loss")):
+        sides = values(0.8, things=(0.5 - fall,)), values(0.5, things=(0.5,))
+        found = confirm(WON, *sides, rule, spread)
+        assert (found.outcome, "things fell" in found.reason) == (outcome, outcome == "loss")
+    with pytest.raises(ValueError, match="wanted a run of both at the target scale under one seed; found none"):
+        confirm(WON, {"avg": {7: 0.5}}, {"avg": {8: 0.5}}, RULE, spread)
 
 
 @given(st.lists(st.tuples(*[st.floats(-1, 1)] * 2), max_size=8), st.floats(0.001, 0.5))

@@ -44,7 +44,7 @@ def registered(tmp_path_factory):
         metrics={"dev_r5": 0.25},
         step_losses=[4.8 - step / 1000 for step in range(1200)],
         inputs={"/lake/clean/embeddings": 3, "/lake/clean/pairs": 0},
-        heads_folder=folders[0],
+        folder=folders[0],
         tags={"seed": "0"},
     )
     versions = [

@@ -81,7 +81,7 @@ def log(folder, uri, encoder_record, **more):
     save_filter(folder, random_heads(DIM, DIM, 3), encoder_record=encoder_record)
     return spool.log_training_run(
         uri, "exp", folder.name, params={"steps": 3}, metrics={"r5": 0.5}, step_losses=[3.0, 2.0, 1.0],
-        inputs={"/lake/pool/embeddings": 7}, heads_folder=folder, **more,
+        inputs={"/lake/pool/embeddings": 7}, folder=folder, **more,
     )  # fmt: skip
 
 
@@ -147,6 +147,42 @@ def test_a_run_that_was_half_sent_goes_on_with_the_line_that_failed(tmp_path, en
     client = mlflow.MlflowClient()
     assert len(client.search_runs([client.get_experiment_by_name("exp").experiment_id])) == 1
     assert len(client.get_metric_history(calls[0], "loss")) == 3
+
+
+def ended(folder, uri, verdict, value):
+    return spool.end(
+        folder, uri, params={"level": 0.05}, metrics={"dfn.avg": value}, step=5, tags={"verdict": verdict},
+        inputs={"/lake/pool/embeddings": 7}, files={"config.yaml": {"name": "x"}}, texts={"table.csv": "arm,avg\n"},
+    )  # fmt: skip
+
+
+@pytest.mark.timeout(120)
+def test_a_parent_and_its_runs_wait_together_and_what_it_says_last_stands(tmp_path, encoder_record, mlflow_uri):
+    runs, away = tmp_path / "runs", "http://127.0.0.1:1"
+    for _ in range(2):  # killed, and begun again
+        assert spool.begin(runs / "round", away, "exp", "round 1", {"kind": "round"}) is None
+    assert log(runs / "a", away, encoder_record, parent=runs / "round") is None
+    assert ended(runs / "round", away, "not decided", 0.5) is None
+    assert len(spool.sync(runs, mlflow_uri)) == 2
+    client = mlflow.MlflowClient()
+    (experiment,) = [client.get_experiment_by_name("exp").experiment_id]
+    found = {run.info.run_name: run for run in client.search_runs([experiment])}
+    assert sorted(found) == ["a", "round 1"]
+    parent = found["round 1"]
+    assert found["a"].data.tags["mlflow.parentRunId"] == parent.info.run_id == spool.run_id_of(runs / "round")
+    assert (parent.data.tags["verdict"], parent.info.status, parent.data.params) == (
+        "not decided", "FINISHED", {"level": "0.05"}
+    )  # fmt: skip
+    assert {f.path for f in client.list_artifacts(parent.info.run_id)} == {"config.yaml", "table.csv"}
+    before = (runs / "round.mlflow.jsonl").read_text()
+    spool._lost["seconds"] = 0.0
+    for verdict, value in (("not decided", 0.5), ("promoted", 0.25)):
+        assert spool.begin(runs / "round", mlflow_uri, "exp", "round 1", {}) == parent.info.run_id
+        assert ended(runs / "round", mlflow_uri, verdict, value) == parent.info.run_id
+        assert ((runs / "round.mlflow.jsonl").read_text() == before) == (verdict == "not decided")
+    parent = client.get_run(parent.info.run_id)
+    assert parent.data.tags["verdict"] == "promoted" and spool.pending(runs) == []
+    assert len(client.search_runs([experiment])) == 2
 
 
 @pytest.mark.timeout(60)

@@ -34,6 +34,12 @@ def promotions(store, mlflow_uri):
     return Promotions(store, MODEL)
 
 
+def told(version):
+    """(tag verdict, description) of a version, by its number."""
+    found = mlflow.MlflowClient().get_model_version(MODEL, version)
+    return found.tags.get("verdict"), found.description
+
+
 def alias():
     return registry.aliases(MODEL).get("champion")
 
@@ -89,6 +95,11 @@ def test_a_waiting_decision_is_approved_once_and_a_rollback_undoes_it(promotions
     assert (done.verdict, done.approver, done.facts["approves"], alias()) == (
         PROMOTED, "Ada", waiting.decision_id, "1"
     )  # fmt: skip
+    assert told("1") == (
+        "promoted",
+        f"promoted by Ada against arm random, {done.decided_at:%Y-%m-%d %H:%M} UTC: avg better",
+    )
+    assert told("2")[0] == "waiting" and told("3") == (None, "")
     with pytest.raises(UserError, match=rf"wanted a waiting decision of dfn_filter \({stale.decision_id}\); found"):
         promotions.approve(waiting.decision_id, "Ada")
     with pytest.raises(UserError, match="wanted the champion to be arm random, as compared; found it changed to one"):
@@ -100,6 +111,8 @@ def test_a_waiting_decision_is_approved_once_and_a_rollback_undoes_it(promotions
     back = promotions.roll_back("Grace")
     assert (back.verdict, back.challenger, back.champion_compared, alias()) == (ROLLED_BACK, "one", "two", "1")
     assert rolled_back(promotions.decisions()) == {"two"}
+    assert [told(version)[0] for version in "123"] == ["champion again", "rolled back", None]
+    assert told("2")[1].startswith("rolled back by Grace, ") and "two was champion since" in told("2")[1]
     assert [(d.verdict, d.approver) for d in promotions.decisions()[-2:]] == [(PROMOTED, None), (ROLLED_BACK, "Grace")]
     missing = promoted("four", "one", promotions.tip(), WAITING)
     promotions.add(missing)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from etl.report import Arm, PairShown, Report, render, thumbnail, write
+from etl.report import Arm, CandidateShown, PairShown, Report, SearchShown, render, thumbnail, write
 
 SECTIONS = ["headline", "funnel", "scores", "models", "pictures", "ledger", "receipt", "seconds", "limits"]
 VOID = {"meta", "link", "img", "br"}
@@ -112,6 +112,26 @@ def test_every_section_is_there_with_a_heading_and_a_link_to_it():
     assert len(shown.all("img")) == 30 and all(img["alt"] for img in shown.all("img"))
     ids = [attributes["id"] for _, attributes in shown.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
+
+
+def test_a_search_has_a_section_of_its_own_with_what_each_rung_found():
+    rungs = [
+        [CandidateShown("<b>steps=1</b>", 0.2, 0.0, 1, 0.1, True), CandidateShown("steps=9", 0.1, 0.0, 1, 0.4, False)],
+        [CandidateShown("<b>steps=1</b>", 0.25, 0.0625, 3, 0.1, True)],
+    ]
+    shown = page(search=SearchShown("stamps.r5", "<b>steps=1</b>", 5120, 6000, rungs))
+    assert shown.mistakes == [] and shown.open == []
+    assert [section["id"] for section in shown.all("section")] == [*SECTIONS[:4], "search", *SECTIONS[4:]]
+    assert "#search" in {a["href"] for a in shown.all("a")} and "#search" not in {a["href"] for a in page().all("a")}
+    text = " ".join(shown.text.split())
+    assert "<b>steps=1</b> is the challenger" in text and "5,120 of 6,000 samples seen" in text
+    assert "Rung 1: 2 candidates, 1 seeds each" in text
+    for row in (
+        "<b>steps=1</b>0.2000\N{EN DASH}0.1000yes",
+        "steps=90.1000\N{EN DASH}0.4000 ",
+        "<b>steps=1</b>0.25000.06250.1000yes",
+    ):
+        assert row in text
 
 
 def test_the_page_needs_no_network_and_no_script():
