@@ -1,12 +1,13 @@
 """Where a model came from, and where a row went: model -> selection -> rows, filter, filter dataset, code; and back.
 
-Reads receipts, `selections`, `runs` and MLflow. What was trained by `dfn train` alone leaves no run there.
+Reads receipts, `selections`, `runs` and MLflow. What `dfn train` trained is there where it was told of an MLflow.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pyspark.sql import functions as F
@@ -15,7 +16,8 @@ from etl.project import Project
 from etl.receipts import receipts
 from etl.stage import UserError
 from etl.tables import PAIRS, RUNS, SELECTIONS
-from models import registry, trace
+from etl.train_log import KIND
+from models import registry, spool, trace
 from models.records import RECORD, FilterRecord, WeightsError
 from models.trace import Traced
 
@@ -29,10 +31,12 @@ class Lineage:
     project: Project
 
     def of(self, what: str) -> dict[str, Any]:
-        """Of a model (NAME/VERSION, NAME@ALIAS, a run in MLflow), a selection, or a uid.
+        """Of a model (NAME/VERSION, NAME@ALIAS, a run in MLflow, the folder of `dfn train`), a selection, or a uid.
 
         Raises UserError where it is none of these.
         """
+        if Path(what).is_dir():
+            return self._of_folder(Path(what))
         if named := MODEL.fullmatch(what):
             return self._of_model(*named.groups())
         if re.fullmatch("[0-9a-f]{16}", what):
@@ -42,6 +46,13 @@ class Lineage:
             return self.of_run(found) if found else self.of_uid(what)
         raise UserError(f"lineage: wanted NAME/VERSION, NAME@ALIAS, a run, a selection (16 hex digits) or a uid (32); "
                         f"found {what}; fix: see dfn status")  # fmt: skip
+
+    def _of_folder(self, folder: Path) -> dict[str, Any]:
+        run_id = spool.run_id_of(folder) or spool.run_id_of(folder / "clip")
+        if run_id is None or (found := trace.traced(run_id)) is None:
+            raise UserError(f"lineage: wanted a model's folder whose run is in MLflow; found none of {folder}; "
+                            "fix: dfn train --tracking-uri, or dfn sync")  # fmt: skip
+        return {"model": str(folder), **self.of_run(found)}
 
     def _of_model(self, name: str, number: str | None, alias: str | None) -> dict[str, Any]:
         known = registry.aliases(name)
@@ -60,6 +71,11 @@ class Lineage:
                  "encoder_version": run.tags.get("encoder_version"), "delta_versions": dict(run.inputs)}  # fmt: skip
         if selection := run.tags.get("selection_id"):
             found["selection"] = self.of_selection(selection, with_models=False)
+        if run.round:
+            found["round"] = run.round
+        makers = [] if run.tags.get("kind") == KIND else self._makers(run.tags.get("encoder_version"))
+        if makers:
+            found["encoder_made_by"] = _named(makers[-1])
         if run.starts:
             found["made_from"] = {how: self._of_filter(version) for how, version in run.starts.items()}
         return found
@@ -121,6 +137,10 @@ class Lineage:
             runs = trace.runs_with({"kind": "filter"})
             models += [_named(run) for run in runs if any(path.endswith(tuple(learnt_from)) for path in run.inputs)]
         return {"uid": uid, "datasets": at, "selections": selections, "models": models}
+
+    def _makers(self, encoder_version: str | None) -> list[Traced]:
+        """Runs of `dfn train` that made an encoder."""
+        return trace.runs_with({"kind": KIND, "encoder_version": encoder_version}) if encoder_version else []
 
     def _commit(self, selection_id: str) -> str | None:
         rows = self.project.store.read("", RUNS).where(F.col("name").isin("selection", "listed"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ from etl.cli import Conf, Dataset, Json, Quiet, Set, app, configured, dataset_of
 from etl.console import Reporter, emit
 from etl.evaluate_command import model_folders
 from etl.stage import UserError, digest
+from etl.train_log import Origin, log, note_first, receipt_of_export
 from models.records import RECORD, whole_folder
 
 
@@ -26,7 +28,9 @@ def train(
     init: Annotated[
         str, typer.Option(help="Fine-tune this: a folder of an encoder or filter, or models:/NAME@ALIAS. None: random.")
     ] = "",
-    tracking_uri: Annotated[str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="Of --init models:/... .")] = "",
+    tracking_uri: Annotated[
+        str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="Where the run is logged, and models:/... of --init is.")
+    ] = "",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     samples_seen: Annotated[str, typer.Option(help="In place of the scale's, such as 100K or 12.8M.")] = "",
     fields: Annotated[
@@ -43,7 +47,8 @@ def train(
     """Train a CLIP on pixels. Run the same command again and it goes on from its last checkpoint, to the same weights.
 
     The samples seen are fixed by the scale, whatever the size of the dataset: two models are then comparable. Shards
-    are verified against their manifest first. The result is an encoder folder: OUT/clip goes into a config as
+    are verified against their manifest first. With --selection or --tracking-uri the run is logged to MLflow: `dfn
+    lineage OUT` then leads to its rows. The result is an encoder folder: OUT/clip goes into a config as
     `encoder: {folder: OUT/clip}`, and into --init.
 
     dfn train build/mine --data EXPORT --evaluate HELD_OUT
@@ -63,15 +68,11 @@ def train(
     except TrainingError as error:
         raise UserError(f"train: {error}") from None
     reporter = Reporter(is_quiet=quiet)
+    origin = Origin(tracking_uri, receipt=receipt_of_export(data) if data and tracking_uri else None)
     if selection:
         with configured(conf, override, quiet) as project:
-            from etl.config import folder_of
-            from etl.pointers import selection_pointers
-
-            pool = dataset_of(project, dataset)
-            root = folder_of(project.sources[pool].shards or "") if project.sources[pool].shards else ""
-            pointers = selection_pointers(project.store, pool, selection, job.out, shards_root=root)
-            job = job.model_copy(update={"data": str(pointers)})
+            job, origin = _from_selection(job, project, dataset_of(project, dataset), selection)
+            origin = replace(origin, tracking_uri=tracking_uri or origin.tracking_uri)
     from models import pretrain  # seconds: torch
 
     try:
@@ -81,10 +82,25 @@ def train(
         raise UserError(str(error)) from None
     finally:
         reporter.close()
+    if origin.tracking_uri:
+        told = log(job, result, metrics, origin)
+        reporter.say(f"MLflow run {told}" if told else "MLflow does not answer: the same command again sends the run")
     losses, seconds = result["losses"], result["seconds"]
     facts = {name: result[name] for name in ("folder", "num_pairs", "samples_seen")} | {"num_bad": len(result["bad"])}
     loss = {"loss_first": round(losses[0], 4), "loss_last": round(losses[-1], 4), "seconds": round(seconds, 1)}
     emit({**facts, **loss, **{name: round(value, 4) for name, value in metrics.items()}}, as_json=json)
+
+
+def _from_selection(job: Any, project: Any, pool: str, selection: str) -> tuple[Any, Origin]:
+    """The job on pointers to the pairs of a selection, and where it came from."""
+    from etl.config import folder_of
+    from etl.pointers import selection_pointers
+    from etl.receipts import receipt_of
+
+    root = folder_of(project.sources[pool].shards or "") if project.sources[pool].shards else ""
+    pointers = selection_pointers(project.store, pool, selection, job.out, shards_root=root)
+    origin = Origin(project.tracking_uri, project.config.name, receipt_of(project.store, pool, selection))
+    return job.model_copy(update={"data": str(pointers)}), origin
 
 
 def first_weights(init: str, out: Path, tracking_uri: str) -> Path:
@@ -100,6 +116,8 @@ def first_weights(init: str, out: Path, tracking_uri: str) -> Path:
     with model_folders(init, tracking_uri) as (towers, heads):
         if heads is not None:
             try:
+                out.mkdir(parents=True, exist_ok=True)
+                note_first(folder, heads)
                 clip.fuse(towers, heads, folder)
             except ValueError as error:  # towers without a place for heads, or no heads
                 raise UserError(f"--init {init}: {error}") from None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import mlflow
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 PAGE = 1000
 STARTS = ("init", "before", "after")
@@ -28,6 +29,11 @@ class Traced:
     def commit(self) -> str | None:
         """Of the code that trained it."""
         return self.tags.get("git_commit") or self.tags.get("mlflow.source.git.commit")
+
+    @property
+    def round(self) -> str | None:
+        """The run of the round that trained it."""
+        return self.tags.get(MLFLOW_PARENT_RUN_ID)
 
     @property
     def starts(self) -> dict[str, str]:

@@ -1,12 +1,20 @@
 """From a model to the rows, filter, filter dataset and code that made it, and from a row to all models: both ways."""
 
-import pytest
+from dataclasses import replace
 
-from etl.gating import run_id
+import mlflow
+import pytest
+from training_data import job
+
 from etl.lineage import Lineage
 from etl.stage import UserError
 from etl.tables import PAIRS, SELECTIONS
-from models.records import FilterRecord, code_commit
+from etl.train_command import _from_selection
+from etl.train_log import log
+from etl.yardstick import run_id
+from models import trace
+from models.pretrain import run
+from models.records import EncoderRecord, FilterRecord, code_commit
 from models.tracking import answering
 
 
@@ -85,3 +93,29 @@ def test_a_row_of_a_filter_dataset_leads_to_the_filters(tiny, lineage):
     for nothing in ("f" * 32, "what is this"):
         with pytest.raises(UserError, match="lineage: wanted"):
             lineage(nothing)
+
+
+def test_a_clip_of_dfn_train_leads_to_its_rows_and_a_row_to_it(tiny, lineage, tmp_path):
+    project, receipt = tiny[0], tiny[1].arms["dfn"].receipts[0]
+    given, origin = _from_selection(job(tmp_path, samples_seen=16), project, "pool", receipt["selection_id"])
+    result = run(given)
+    with pytest.raises(UserError, match=f"wanted a model's folder whose run is in MLflow; found none of {given.out}"):
+        lineage(str(given.out))
+    assert log(given, result, {"r5": 0.5}, replace(origin, tracking_uri="http://127.0.0.1:1")) is None
+    run_id = log(given, result, {"r5": 0.5}, origin)  # what waited
+    assert log(given, result, {"r5": 0.5}, origin) == run_id
+    try:
+        found = lineage(str(given.out))
+        version = EncoderRecord.read(given.out / "clip").version
+        assert (found["run"], found["kind"], found["encoder_version"]) == (run_id, "pretrained", version)
+        assert (found["selection"]["hash"], found["code_commit"]) == (receipt["hash"], code_commit())
+        assert found["delta_versions"] == receipt["inputs"] and found == lineage(str(given.out / "clip"))
+        uid = project.store.read("pool", SELECTIONS, where={"selection_id": receipt["selection_id"]}).first()["uid"]
+        assert run_id in {model["run"] for model in lineage(uid)["models"]}
+        with answering(project.tracking_uri):
+            traced = trace.traced(run_id)
+            induced = replace(traced, tags={"kind": "induced", "encoder_version": version})
+            assert traced.params["init_encoder"] == EncoderRecord.read(given.init).version
+            assert Lineage(project).of_run(induced)["encoder_made_by"]["run"] == run_id
+    finally:
+        mlflow.MlflowClient().delete_run(run_id)  # the other tests count
