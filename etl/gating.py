@@ -162,8 +162,8 @@ class Gate:
 
         loop, seed = self.project.config.loop, self.project.config.loop.seeds[0]
         if number is not None:
-            tags = registry.tags_of(model, number)
-            seed, their_run, theirs = self._yardstick.champion_at_target(model, number, tags)
+            tags, mine_by_seed = registry.tags_of(model, number), arms[str(self.challenger)].models
+            seed, their_run, theirs = self._yardstick.champion_at_target(model, number, tags, mine_by_seed)
         mine = self.induce(str(self.challenger), seed)
         other = self.induce(baseline, seed) if number is None else None
         spool.sync(self.project.config.output_folder / "models", self.project.tracking_uri)

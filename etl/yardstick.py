@@ -7,7 +7,7 @@ pool; `target` holds the same of the runs that confirmed it at the target scale.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any
@@ -63,22 +63,22 @@ class Yardstick:
 
     def is_judged_by(self, tags: Mapping[str, str], models: Mapping[int, Trained]) -> bool:
         """Whether these runs, at a proxy's scale, are those that the champion was judged by."""
-        runs = json.loads(tags.get("judged", "{}")).get("runs", {})
-        mine = run_ids(models)
-        return bool(self._loop.gate.proxy) and any(runs.get(seed) == run for seed, run in mine.items())
+        runs = json.loads(tags.get("judged", "{}")).get("runs", {}) if self._loop.gate.proxy else {}
+        return bool(runs) and any(runs.get(seed) == run for seed, run in run_ids(models).items())
 
-    def champion_at_target(self, model: str, number: str, tags: Mapping[str, str]) -> tuple[int, str, Values]:
-        """(seed, run, values) of the champion's run at the target scale, under a seed of this round.
+    def champion_at_target(self, model: str, number: str, tags: Mapping[str, str],
+                           seeds: Iterable[int]) -> tuple[int, str, Values]:  # fmt: skip
+        """(seed, run, values) of the champion's run at the target scale, under one of these seeds.
 
         Raises:
             UserError: there is none.
         """
         target = json.loads(tags.get("judged", "{}")).get("target", {})
         is_alike = target.get("recipe") == self._loop.induced.model_dump()
-        shared = [seed for seed in self._loop.seeds if is_alike and str(seed) in target["runs"]]
+        shared = [seed for seed in seeds if is_alike and str(seed) in target["runs"]]
         if not shared:
             raise UserError(f"gate: wanted a run of {model} version {number} at loop.induced, under a seed of "
-                            "loop.seeds, that confirms; found none named; fix: loop.gate.proxy=null")  # fmt: skip
+                            "this round, that confirms; found none named; fix: loop.gate.proxy=null")  # fmt: skip
         run = target["runs"][str(shared[0])]
         return shared[0], run, self._values({str(shared[0]): run})
 

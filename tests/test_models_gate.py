@@ -131,6 +131,12 @@ def test_a_win_at_the_proxy_scale_stands_where_a_run_at_the_target_scale_agrees(
     assert found.reason.startswith(f"{WON.reason}, at the proxy scale; ") and found.reason.endswith(says)
 
 
+def test_it_is_confirmed_at_the_level_of_all_looks_together():
+    """p = .030, as above: under .05, and over the .025 of one of two looks."""
+    rule = GateRule("avg", 0.05, looks=(3, 5))
+    assert confirm(WON, values(0.8), values(0.5), rule, Spread(0.1, 10, "16 runs")).is_better
+
+
 @pytest.mark.parametrize("spread", [Spread(0.01, 10, "16 runs"), None])
 def test_at_the_target_scale_guards_hold_and_a_seed_is_shared(spread):
     rule = GateRule("avg", guards={"things": 0.05})
