@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help set-up demo test slow cluster check docs format bench zip wheel corpora clean
+.PHONY: help set-up demo evidence evidence-full test slow cluster check docs format bench zip wheel corpora clean
 
 UV_VERSION := 0.13.9
 VENV := .venv
@@ -27,7 +27,7 @@ export UV_PYTHON_DOWNLOADS := never
 unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 set-up: ## install uv, the environment and Delta's jars; does nothing when they are there
 	@fail() { printf 'set-up: wanted %s\n        found  %s\n        fix    %s\n' "$$@" >&2; exit 1; }
@@ -75,6 +75,12 @@ set-up: ## install uv, the environment and Delta's jars; does nothing when they 
 
 demo: set-up ## run the whole loop on public corpora, results in build/demo (ARGS="..." goes to dfn loop)
 	@$(VENV)/bin/dfn loop --conf demo $(ARGS)
+
+evidence: set-up ## does filtering work at this size? Table 1, sweep, scarce clean data; results in build/evidence
+	@$(VENV)/bin/dfn evidence --only table1 --only sweep --only scarce $(ARGS)
+
+evidence-full: set-up ## all claims of the paper, hours of two cores; run again after a kill, it goes on
+	@$(VENV)/bin/dfn evidence $(ARGS)
 
 test: set-up ## run the fast tests, in two processes (ARGS="-k word" goes to pytest)
 	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)

@@ -18,6 +18,7 @@ import typer
 from etl import ask as ask  # its commands join the app when it is imported
 from etl import evalset_command as evalset_command
 from etl import evaluate_command as evaluate_command
+from etl import evidence_command as evidence_command
 from etl import promote_command as promote_command
 from etl import selftest_command as selftest_command
 from etl import train_command as train_command

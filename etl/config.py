@@ -17,6 +17,7 @@ import pydantic
 from etl.corpora import CorpusSpec
 from etl.encoder_config import EncoderConfig as EncoderConfig
 from etl.evalsets import EvalSetsConfig
+from etl.evidence.config import EvidenceConfig
 from etl.filter_specs import FilterSpec, problem
 from etl.gate_config import BackfillConfig
 from etl.layers import layered
@@ -133,6 +134,7 @@ class Config(StageConfig):
     stages: StagesConfig = StagesConfig()  # type: ignore[valid-type]
     loop: LoopConfig = LoopConfig()
     backfill: BackfillConfig = BackfillConfig()
+    evidence: EvidenceConfig = EvidenceConfig()
 
     @property
     def output_folder(self) -> Path:

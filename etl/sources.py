@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from etl import noisy_sources
 from etl.packages import PACKAGES
 
 
@@ -147,6 +148,10 @@ STYLES = {"@iconify-json/skill-icons": ("dark", "light"), "@iconify-json/materia
 """Suffixes that name a style, of sets whose own metadata.json does not say."""
 ICON_SETS = tuple(name for name in PACKAGES if name.startswith("@iconify-json/"))
 SMALL_ICON_SETS = ("@iconify-json/flat-color-icons", "@iconify-json/marketeq")  # 0.1 MB
+_HELD_OUT = ("streamline-freehand", "streamline-kameleon", "streamline-cyber", "streamline-stickies")
+HELD_OUT_ICON_SETS = (*(f"@iconify-json/{name}-color" for name in _HELD_OUT), "@iconify-json/flat-color-icons")
+"""Drawn in styles that no other set has: what the evidence suite evaluates on."""
+POOL_ICON_SETS = tuple(name for name in ICON_SETS if name not in HELD_OUT_ICON_SETS)
 
 _CLIPART, _STAMPS = ("openclipart-png", "openclipart-svg"), ("tuxpaint-stamps-default",)
 _TABLE: tuple[tuple[str, Callable[[Roots], list[Pair]], tuple[str, ...]], ...] = (
@@ -154,6 +159,11 @@ _TABLE: tuple[tuple[str, Callable[[Roots], list[Pair]], tuple[str, ...]], ...] =
     ("openclipart_heldout", partial(_openclipart, is_heldout=True), _CLIPART),
     ("iconify", partial(_iconify, packages=ICON_SETS), ICON_SETS),
     ("iconify_small", partial(_iconify, packages=SMALL_ICON_SETS), SMALL_ICON_SETS),
+    ("iconify_pool", partial(_iconify, packages=POOL_ICON_SETS), POOL_ICON_SETS),
+    ("iconify_heldout", partial(_iconify, packages=HELD_OUT_ICON_SETS), HELD_OUT_ICON_SETS),
+    ("documentation", noisy_sources.documentation, noisy_sources.DOCUMENTATION),
+    ("noise_boilerplate", noisy_sources.boilerplate, ()),
+    ("noise_foreign", noisy_sources.foreign, _STAMPS),
     ("tuxpaint", partial(_tuxpaint, is_heldout=False), _STAMPS),
     ("tuxpaint_heldout", partial(_tuxpaint, is_heldout=True), _STAMPS),
     ("emoji_google", partial(_emoji, vendor="google"), ("emoji-datasource-google",)),
@@ -162,4 +172,5 @@ _TABLE: tuple[tuple[str, Callable[[Roots], list[Pair]], tuple[str, ...]], ...] =
 )
 SOURCES = {name: read for name, read, _ in _TABLE}
 NEEDS = {name: packages for name, _, packages in _TABLE}
-DRAWN = {"iconify", "iconify_small", "tuxpaint", "tuxpaint_heldout"}  # hold SVG: their bytes are the renderer's too
+DRAWN = {name for name in SOURCES if name.startswith(("iconify", "noise", "tuxpaint"))}
+"""Hold SVG: their bytes are the renderer's too."""

@@ -124,14 +124,28 @@ def _view(chunk: pa.Array, name: str) -> Float16:
 class Vectors:
     """Pairs of stored vectors, ordered by uid whatever the order in the files."""
 
-    def __init__(self, table: pa.Table, rows_N: Indices, uids_N: Uids) -> None:
+    def __init__(
+        self, table: pa.Table, image_rows_N: Indices, uids_N: Uids, text_rows_N: Indices | None = None
+    ) -> None:
         self.uids_u8 = uids_N
         """dtype UID_DTYPE, ascending."""
-        self._table, self._rows_N = table, rows_N
+        self._table, self._image_rows_N = table, image_rows_N
+        self._text_rows_N = image_rows_N if text_rows_N is None else text_rows_N
         self._image, self._text = _Column.of(table, "image"), _Column.of(table, "text")
 
     def __len__(self) -> int:
-        return len(self._rows_N)
+        return len(self.uids_u8)
+
+    def take(self, indices_B: Indices) -> Self:
+        """Some of the pairs, by their positions here, which rise."""
+        return self.re_paired(indices_B, indices_B, indices_B)
+
+    def re_paired(self, indices_B: Indices, images_B: Indices, texts_B: Indices) -> Self:
+        """The pairs at `indices_B`, which rise, under their uids, with the images and the captions of other rows:
+        planted noise without a copy of a vector. Positions in uid order, shape B each."""
+        return type(self)(
+            self._table, self._image_rows_N[images_B], self.uids_u8[indices_B], self._text_rows_N[texts_B]
+        )
 
     @classmethod
     def open(cls, folder: Path, uids: Uids | None = None) -> Self:
@@ -178,21 +192,21 @@ class Vectors:
 
     def images(self, indices_B: Indices) -> Float16:
         """Image vectors of these rows (positions in uid order), float16, shape BI."""
-        return self._image.take(self._rows_N[indices_B])
+        return self._image.take(self._image_rows_N[indices_B])
 
     def texts(self, indices_B: Indices) -> Float16:
         """Text vectors of these rows, float16, shape BT."""
-        return self._text.take(self._rows_N[indices_B])
+        return self._text.take(self._text_rows_N[indices_B])
 
     @cached_property
     def image_NI(self) -> Float16:  # noqa: N802
         """All image vectors, copied to memory: for what fits there."""
-        return self._image.take(self._rows_N)
+        return self._image.take(self._image_rows_N)
 
     @cached_property
     def text_NT(self) -> Float16:  # noqa: N802
         """All text vectors, copied to memory."""
-        return self._text.take(self._rows_N)
+        return self._text.take(self._text_rows_N)
 
     @cached_property
     def uids(self) -> list[str]:
@@ -207,7 +221,7 @@ class Vectors:
         """
         if "caption" not in self._table.column_names:
             raise ValueError("wanted a column caption, to tell equal captions; found none; fix: export with captions")
-        captions: list[str] = self._table.column("caption").take(pa.array(self._rows_N)).to_pylist()
+        captions: list[str] = self._table.column("caption").take(pa.array(self._text_rows_N)).to_pylist()
         return captions
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from models.data import Vectors
 from models.eval_sets import EvalFolder, EvalSetError, Sample
 from models.filters import Filter
-from models.metrics import Answers, caption_retrieval, classification, jaccard, jaccard_means, retrieval
+from models.metrics import Answers, caption_retrieval, jaccard, jaccard_means, retrieval, retrieval_of_pairs
 from models.prompts import Units, class_vectors
 
 if TYPE_CHECKING:
@@ -50,6 +50,32 @@ def evaluate(
     metrics = retrieval(images_NE, filter.project_texts(vectors.text_NT), vectors.captions)
     if labels is None:
         return metrics
+    return metrics | _answers(filter, vectors, images_NE, labels, encode_texts, templates).metrics()
+
+
+def evaluate_items(
+    filter: Filter, vectors: Vectors, *, labels: Mapping[str, str] | None = None,
+    encode_texts: EncodeTexts | None = None, templates: Sequence[str] = ("{}",),
+) -> dict[str, NDArray[np.float64]]:  # fmt: skip
+    """As `evaluate`, item by item, for intervals over items: what comes out has the metric as its mean.
+
+    Returns:
+        `r5`: see `retrieval_of_pairs`; with labels also `mean_per_class`: whether the image is named rightly, times
+        images / (classes x images of its class), over the images with a label.
+    """
+    images_NE = filter.project_images(vectors.image_NI)
+    found = {"r5": retrieval_of_pairs(images_NE, filter.project_texts(vectors.text_NT), vectors.captions)}
+    if labels is None:
+        return found
+    answers = _answers(filter, vectors, images_NE, labels, encode_texts, templates)
+    _, class_N, counts_C = np.unique(answers.labels_N, return_inverse=True, return_counts=True)
+    weights_N = len(class_N) / (len(counts_C) * counts_C[class_N])
+    return found | {"mean_per_class": answers.top(1) * weights_N}
+
+
+def _answers(filter: Filter, vectors: Vectors, images_NE: NDArray[np.floating[Any]], labels: Mapping[str, str],
+             encode_texts: EncodeTexts | None, templates: Sequence[str]) -> Answers:  # fmt: skip
+    """Zero-shot classification of the pairs that have a label."""
     if encode_texts is None:
         raise ValueError("wanted encode_texts, to encode the names of the classes; found None")
     classes = sorted(set(labels.values()))
@@ -58,7 +84,7 @@ def evaluate(
         raise ValueError(f"wanted pairs with a label; found none of {len(labels)} labelled uids among the vectors")
     labels_N = np.array([classes.index(labels[vectors.uids[row]]) for row in rows])
     classes_CE = class_vectors(lambda texts: filter.project_texts(encode_texts(texts)), classes, templates)
-    return metrics | classification(images_NE[rows], labels_N, classes_CE)
+    return Answers.of(images_NE[rows], labels_N, classes_CE)
 
 
 @dataclass(frozen=True)

@@ -39,9 +39,26 @@ def retrieval(
     Returns:
         `image_to_text_r5`, `text_to_image_r5` and their mean `r5`, for each k; in [0, 1].
     """
-    first: dict[str, int] = {}
-    group_N = np.array([first.setdefault(caption, row) for row, caption in enumerate(captions)])
+    group_N = _groups(captions)
     return _recalls(image_vectors, text_vectors, group_N, group_N, ks)
+
+
+def retrieval_of_pairs(
+    image_vectors: Units, text_vectors: Units, captions: Sequence[str], k: int = 5
+) -> NDArray[np.float64]:
+    """What `retrieval` found of each pair: the share (0, .5 or 1) of its two queries that are answered among the k
+    best, shape N. The mean over pairs is `r{k}`."""
+    group_N = _groups(captions)
+    found_2N = [_places(*sides, group_N, group_N) < k
+                for sides in ((image_vectors, text_vectors), (text_vectors, image_vectors))]  # fmt: skip
+    shares_N: NDArray[np.float64] = np.mean(found_2N, axis=0, dtype=np.float64)
+    return shares_N
+
+
+def _groups(captions: Sequence[str]) -> Ints:
+    """The first row with the same caption, shape N."""
+    first: dict[str, int] = {}
+    return np.array([first.setdefault(caption, row) for row, caption in enumerate(captions)])
 
 
 def caption_retrieval(

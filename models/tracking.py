@@ -6,18 +6,22 @@ Touches the environment variables of MLflow's client, for the whole process.
 import logging
 import os
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import mlflow
 import requests
+from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
 from models.records import RegistryError
 
 PROBE_SECONDS = 3
+METRICS_AT_ONCE = 1000  # MLflow's limit
 QUICK = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 """A server that is connected to and says nothing costs two tries of 10 s; MLflow's own patience is 7 tries of 120 s."""
 
@@ -116,3 +120,22 @@ def finished_runs(tracking_uri: str, experiment: str, *, kind: str) -> list[tupl
             runs += [(run.data.params, run.data.metrics) for run in page]
             token = page.token
     return runs
+
+
+def log_run(tracking_uri: str, experiment: str, name: str, *, params: Mapping[str, Any], metrics: Mapping[str, float],
+            tags: Mapping[str, str]) -> str:  # fmt: skip
+    """One finished run of parameters and metrics, without a model: its id.
+
+    Raises:
+        TrackingDownError: no server there, or one that does not answer.
+    """
+    with answering(tracking_uri):
+        client, now = mlflow.MlflowClient(), int(time.time() * 1000)
+        experiment_id = experiment_of(client, experiment, tracking_uri)
+        run_id = str(client.create_run(experiment_id, start_time=now, tags=dict(tags), run_name=name).info.run_id)
+        points = [Metric(metric, value, now, 0) for metric, value in metrics.items()]
+        client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
+        for start in range(0, len(points), METRICS_AT_ONCE):
+            client.log_batch(run_id, metrics=points[start : start + METRICS_AT_ONCE])
+        client.set_terminated(run_id, "FINISHED", now)
+    return run_id

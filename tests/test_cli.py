@@ -151,7 +151,7 @@ def test_without_two_pools_or_with_none_the_dataset_must_be_named(dfn):
 def test_the_help_lists_the_commands(dfn):
     code, out, _ = dfn("--help")
     assert code == 0
-    wanted = ["corpora", "run", "loop", "select", "export", "train", "verify", "status"]
+    wanted = ["corpora", "run", "loop", "select", "export", "train", "verify", "status", "evidence"]
     assert [name for name in wanted if f"│ {name} " not in out] == []
 
 

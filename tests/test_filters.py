@@ -24,6 +24,7 @@ SPECS = [
     "filters.sclip={s_clip_loss: {base: dfn1, num_batches: 2, batch_size: 100}}",
     "filters.centres={clusters: {target: {dataset: clean}, num_clusters: 8}}",
     "filters.fused={fusion: {of: {dfn1: 2, near: 1}}}",
+    "filters.evenly={fusion: {of: {dfn1: 1, near: 1}}}",
     "stages.selection.where={all: [{of: centres, at_least: 1}, {of: probe, top_fraction: 0.8}]}",
     "stages.selection.keep={top_fraction: 0.25, of: fused}",
 ]
@@ -176,3 +177,28 @@ def test_filters_side_by_side_keep_equal_shares_and_their_precision_is_that_of_t
         assert found[name]["precision"] == round(sum(truth[u] for u in tops[name]) / len(tops[name]), 3)
     both, either = set(tops["dfn1"]) & set(tops["near"]), set(tops["dfn1"]) | set(tops["near"])
     assert [found[n]["jaccard_with_first"] for n in chosen] == [1.0, round(len(both) / len(either), 3)]
+
+
+def test_the_evidence_suite_keeps_the_pairs_that_the_stages_keep(many):
+    """Its cut and draw, its fused ranks and its probe, on arrays and without Spark."""
+    from etl.evidence.scoring import fused
+    from etl.evidence.selecting import draw, top
+    from models.data import u8_to_uid, uid_to_u8
+
+    project, book, _ = many
+    scores = {n: scores_of(project, v) for n, v in book.scored_by(["dfn1", "near", "centres", "evenly"]).items()}
+    uids = uid_to_u8(sorted(uid for uid, (_, status) in scores["dfn1"].items() if status == "ok"))
+    values = {n: np.array([of[uid][0] for uid in u8_to_uid(uids)], np.float32) for n, of in scores.items()}
+    np.testing.assert_array_equal(fused(values["dfn1"], values["near"]), values["evenly"])
+    every = np.ones(len(uids), bool)
+    settings = project.config.stages.selection.model_copy(update={"where": None})
+    for fraction, name in ((0.15, "dfn1"), (0.3, "centres")):  # the second has two values only: ties
+        keep = selection.Keep(top_fraction=fraction, of=name)
+        done = project.run(selection.STAGE, "pool", book.scoring(settings.model_copy(update={"keep": keep})))
+        kept = project.store.read("pool", selection.SELECTIONS, where=done.slice).collect()
+        assert u8_to_uid(uids[top(values[name], uids, fraction, every)]) == sorted(row["uid"] for row in kept)
+    keep = selection.Keep(random_fraction=0.2)
+    drawn = settings.model_copy(update={"keep": keep, "seed": 5})
+    done = project.run(selection.STAGE, "pool", book.scoring(drawn))
+    kept = project.store.read("pool", selection.SELECTIONS, where=done.slice).collect()
+    assert u8_to_uid(uids[top(draw(uids, 5), uids, 0.2, every)]) == sorted(row["uid"] for row in kept)
