@@ -16,6 +16,7 @@ from etl.stage import UserError
 @app.command()
 def evidence(
     only: Annotated[list[str], typer.Option(help=f"Only these: {', '.join(EXPERIMENTS)}.")] = [],  # noqa: B006
+    pool: Annotated[list[str], typer.Option(help="Only on these pools; default: all.")] = [],  # noqa: B006
     conf: Conf = ["evidence"],  # noqa: B006
     override: Set = [],  # noqa: B006
     json: Json = False,
@@ -35,7 +36,7 @@ def evidence(
     with configured(conf, override, quiet) as project:
         from etl.evidence.suite import Suite
 
-        suite = Suite(project)
+        suite = Suite(project, tuple(pool))
         stop_at_signals()
         wanted = only or project.config.evidence.experiments
         found = suite.run([name for name in EXPERIMENTS if name in wanted])

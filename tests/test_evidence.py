@@ -298,7 +298,7 @@ def test_choices_are_made_on_the_development_set_with_seeds_of_their_own(tmp_pat
     lab = Lab(suite.config, NUM["pool"], {})
     from etl.evidence.workers import Workers
 
-    jobs = [job for *_, job in lab.choices()]
+    jobs = [job for pool in suite.config.pools for *_, job in lab.choices(pool)]
     assert {job.seed for job in jobs} == {9} and {job.on_dev for job in jobs} == {True}
     chosen = suite._choose(Workers(suite.bench, None), lab)
     for_filters = sum(job.scorer.kind == "dfn" for job in jobs[:8]) // 2  # one filter, which is evaluated whole
@@ -349,6 +349,7 @@ def dfn(monkeypatch, capsys):
     ("arguments", "wanted"),
     [
         (["--only", "tabel1"], "--only: wanted some of table1, sweep, scarce"),
+        (["--pool", "mixd"], "--pool: wanted some of permuted, mixed, natural; found mixd"),
         (["--conf", "tiny"], "evidence: wanted pools, parts and clean in the config; found none; fix: --conf evidence"),
         (["-s", "evidence.base=emoji"], "evidence.base: wanted a dataset of kind pool (pool); found emoji"),
         (["-s", "evidence.dev=art4apps.r5"], "evidence.dev: wanted a dataset of kind dev (stamps); found art4apps"),

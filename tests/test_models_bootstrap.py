@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.bootstrap import (
+    _weights,
     difference,
     direct_variance,
     estimate,
@@ -109,3 +110,21 @@ def test_rank_correlation_of_planted_filters():
     noise = rank_correlation(noisy[0], rng.normal(size=(45, 8)))
     assert abs(noise.ceiling) < 0.3
     assert rank_correlation(np.ones((5, 2)), noisy[0][:5, :2]).rho == 0
+
+
+def test_where_items_say_nothing_the_interval_is_students():
+    """Every item of a seed alike: the two-way bootstrap, corrected for few seeds, is the paired t-test."""
+    values = np.array([0.1, 0.3, -0.05, 0.2, 0.15, 0.0, 0.12, 0.22])
+    part = np.repeat(values[:, None], 5, axis=1)
+    drawn = resampled({"a": [part]}, num_resamples=40_000)["a"]
+    found, wanted = estimate(values.mean(), drawn, num_seeds=8, num_items=5), paired(values.tolist())
+    assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high), rel=0.02)
+    assert found.p_value == pytest.approx(wanted.p_value, rel=0.1)
+
+
+def test_draws_are_the_same_in_every_process():
+    parts = crossed(np.random.default_rng(6), 4, [20])
+    first = resampled({"a": parts}, num_resamples=30)["a"]
+    _weights.cache_clear()
+    np.testing.assert_array_equal(resampled({"a": parts}, num_resamples=30)["a"], first)
+    assert (resampled({"a": parts}, num_resamples=30, seed=1)["a"] != first).any()

@@ -81,7 +81,7 @@ class EvidenceConfig(StageConfig):
     experiments: tuple[Experiment, ...] = EXPERIMENTS
     seeds: tuple[int, ...] = tuple(range(8))
     """Of noise, filter, selection and induced model alike: they pair the arms."""
-    tuning_seeds: tuple[int, ...] = (100, 101, 102)
+    tuning_seeds: tuple[int, ...] = (100, 101)
     """Of the runs by which fractions are chosen, evaluated on `dev` alone."""
     filter: RecipeConfig = RecipeConfig(steps=400, dropout=0.5)
     induced: RecipeConfig = RecipeConfig(dropout=0.1)
@@ -89,7 +89,7 @@ class EvidenceConfig(StageConfig):
     """Kept where nothing else is said."""
     choices: tuple[Fraction, ...] = (0.15, 0.3, 0.5)
     """Of Table 1: each filter's is chosen on `dev`, per pool."""
-    sweep: tuple[Fraction, ...] = (0.01, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0)
+    sweep: tuple[Fraction, ...] = (0.01, 0.05, 0.15, 0.3, 0.5, 0.75, 1.0)
     scarce: tuple[int, ...] = (600, 300)
     """Pairs of the filter dataset, drawn by the seed."""
     dirt: tuple[Share, ...] = (0.1, 0.25, 0.5, 0.75)

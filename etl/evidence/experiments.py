@@ -69,12 +69,11 @@ class Lab:
     def ranked(self) -> list[str]:
         return [*RIVALS, "dfn"]
 
-    def choices(self) -> Iterator[tuple[str, str, float, int, ArmJob]]:
-        """(pool, arm, fraction, seed, job) of the runs by which Table 1's fractions are chosen."""
-        for pool, arm, fraction, seed in product(self.config.pools, self.ranked(), self.config.choices,
-                                                 self.config.tuning_seeds):  # fmt: skip
+    def choices(self, pool: str) -> Iterator[tuple[str, float, ArmJob]]:
+        """(arm, fraction, job) of the runs by which Table 1's fractions are chosen, a job for each tuning seed."""
+        for arm, fraction, seed in product(self.ranked(), self.config.choices, self.config.tuning_seeds):
             job = ArmJob(pool, seed, "top", fraction, self.induced(), self.scorer(arm, seed), on_dev=True)
-            yield pool, arm, fraction, seed, job
+            yield arm, fraction, job
 
 
 def _table1(lab: Lab, pool: str, seed: int, budget: float = 1.0) -> Iterator[Cell]:
@@ -91,7 +90,9 @@ def _table1(lab: Lab, pool: str, seed: int, budget: float = 1.0) -> Iterator[Cel
 
 def _sweep(lab: Lab, pool: str, seed: int) -> Iterator[Cell]:
     for fraction in lab.config.sweep:
-        yield Cell(pool, f"{fraction:g}", seed, lab.by(pool, seed, lab.dfn(seed), fraction))
+        all_ = ArmJob(pool, seed, "all", 1.0, lab.induced())  # Table 1's
+        job = lab.by(pool, seed, lab.dfn(seed), fraction) if fraction < 1 else all_
+        yield Cell(pool, f"{fraction:g}", seed, job)
 
 
 def _scarce(lab: Lab, pool: str, seed: int) -> Iterator[Cell]:

@@ -34,12 +34,17 @@ class Suite:
     """One run of it."""
 
     project: Project
+    pools: tuple[str, ...] = ()
+    """That are run now; none: all of the config."""
     trained: dict[str, int] = field(default_factory=dict)
     """Phase -> jobs that were not done before."""
 
     def __post_init__(self) -> None:
         kinds = {name: dataset.kind for name, dataset in self.project.config.datasets.items()}
         check(self.config, kinds)
+        if unknown := [name for name in self.pools if name not in self.config.pools]:
+            raise UserError(f"--pool: wanted some of {', '.join(self.config.pools)}; found {', '.join(unknown)}")
+        self.pools = self.pools or tuple(self.config.pools)
 
     @property
     def config(self) -> EvidenceConfig:
@@ -64,22 +69,24 @@ class Suite:
             chosen = self._choose(pool, lab)
             lab = Lab(self.config, num_pairs, {name: found["fractions"] for name, found in chosen.items()})
             for experiment in experiments:
-                for name in self.config.pools:
+                for name in self.pools:
                     self._do(pool, f"{experiment} {name}", [cell.job for cell in cells(lab, experiment, name)])
                 self._log(lab, experiment)
                 found = self._write(lab, chosen, checked)
         return found
 
     def _choose(self, pool: Workers, lab: Lab) -> dict[str, Any]:
-        """Pool -> {fractions: arm -> the one with the highest mean on the development set, dev: all of them}."""
-        choices = list(lab.choices())
-        self._do(pool, "choices", [job for *_, job in choices])
+        """Pool -> {fractions: arm -> the one with the highest mean on the development set, dev: all of them}; of the
+        pools that are run now, and those that were before."""
         chosen: dict[str, Any] = {}
         for name in self.config.pools:
-            dev: dict[str, dict[str, list[float]]] = {}
-            for pool_name, arm, fraction, _, job in choices:
-                if pool_name == name:
-                    dev.setdefault(arm, {}).setdefault(f"{fraction:g}", []).append(self._result(job)["dev"])
+            choices, dev = list(lab.choices(name)), dict[str, dict[str, list[float]]]()
+            if name in self.pools:
+                self._do(pool, f"choices {name}", [job for *_, job in choices])
+            elif not all(self.bench.result(job) for *_, job in choices):
+                continue
+            for arm, fraction, job in choices:
+                dev.setdefault(arm, {}).setdefault(f"{fraction:g}", []).append(self._result(job)["dev"])
             best = {arm: max(found, key=lambda f: float(np.mean(found[f]))) for arm, found in dev.items()}
             chosen[name] = {"fractions": {arm: float(f) for arm, f in best.items()}, "dev": dev}
         publish_json(self.project.config.output_folder / "chosen.json", chosen)
@@ -109,7 +116,7 @@ class Suite:
     def runs(self, lab: Lab, experiment: Experiment) -> dict[str, Runs]:
         """Pool -> what its cells found, of the pools whose cells are all done."""
         found = {}
-        for name in self.config.pools:
+        for name in lab.chosen:
             listed = cells(lab, experiment, name)
             if listed and all(self.bench.result(cell.job) for cell in listed):
                 found[name] = self._runs(listed)
@@ -136,8 +143,12 @@ class Suite:
         return float(np.mean(levels))
 
     def _log(self, lab: Lab, experiment: Experiment) -> None:
-        """One MLflow run per seed, with the metrics of all arms on all pools; once."""
+        """One MLflow run per seed, with the metrics of all arms on all pools; once, when all of them are done."""
+        if set(lab.chosen) != set(self.config.pools):
+            return
         listed = [cell for name in self.config.pools for cell in cells(lab, experiment, name)]
+        if not all(self.bench.result(cell.job) for cell in listed):
+            return
         folder = self.project.config.output_folder / "mlflow"
         for seed in self.config.seeds:
             metrics: dict[str, float] = {}
