@@ -18,13 +18,13 @@ from pyspark.sql import functions as F
 
 from etl import judging, wordnet
 from etl.filter_specs import BinarySpec, ClustersSpec, FilterSpec, NormSimSpec, SClipLossSpec, Target
+from etl.history import data_version
 from etl.packages import default_cache, fetch_package
 from etl.pinned import pins
 from etl.project import Project
 from etl.stage import StageConfig, UserError, digest
 from etl.stages import fusion, published_scores, score, selection
 from etl.stages.score import float16
-from etl.store import data_version
 from etl.tables import EMBEDDINGS
 from models import formulas
 from models.data import open_npy

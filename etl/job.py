@@ -12,8 +12,9 @@ from typing import Any
 
 from pyspark.sql import DataFrame
 
+from etl.history import Commit
 from etl.stage import Facts, Read, Slice, Stage, StageConfig, digest, overlap, slice_from
-from etl.store import Commit, Store
+from etl.store import Store
 from models.records import code_commit
 
 

@@ -18,13 +18,13 @@ from etl import filter_recipe, guard
 from etl.arms import ArmResult, Arms, Part
 from etl.config import Kind
 from etl.gating import MODEL, Gate, Verdict
+from etl.history import data_version
 from etl.project import Project
 from etl.rounds import RoundRun
 from etl.search import Search, Searched, plan_of
 from etl.search_config import SearchConfig
 from etl.stage import UserError
 from etl.stages import score
-from etl.store import data_version
 from etl.tables import EMBEDDINGS
 from etl.training import Data, EvalSet, Trained, Trainer, labels_of
 from etl.vectors import vectors_folder

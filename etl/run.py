@@ -15,11 +15,12 @@ from typing import Any
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from etl.history import data_version
 from etl.job import Job, Progress, StageRun, own
 from etl.rows import append
 from etl.runs import RunRow, find_runs, record_runs
 from etl.stage import Read, Slice, Stage, StageConfig, Table, digest, overlap, slice_from
-from etl.store import Store, data_version
+from etl.store import Store
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,8 @@ from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import StructType
 
 from etl.cache import cache_folder, made
-from etl.stage import Slice, Table, UserError, conform, digest, overlap, predicate
+from etl.history import Commit, data_version
+from etl.stage import Slice, Table, UserError, conform, digest, predicate
 
 COMMITS = "[0-9]" * 20 + ".json"
 """Of a Delta log: the files of its versions."""
@@ -27,20 +28,6 @@ RETENTION = "interval 400 days"
 """Receipts can be replayed as long: Delta's own defaults would forget after 7 and 30 days."""
 CHECKPOINT_COMMITS = "50"
 """Delta's own 10 is for commits of many files. Ours are few: a checkpoint takes as long as eight of them."""
-NO_DATA_CHANGE = {
-    "OPTIMIZE", "VACUUM START", "VACUUM END", "SET TBLPROPERTIES", "CREATE TABLE", "ADD CONSTRAINT", "ADD COLUMNS",
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Commit:
-    """One version in a table's history, with what this application wrote beside the data."""
-
-    version: int
-    operation: str
-    note: dict[str, Any]
-    is_append: bool = False
-    """Rows came, and none went or changed."""
 
 
 @dataclass(frozen=True)
@@ -112,10 +99,8 @@ class Store:
             return [self._commit(path) for path in sorted(log.glob(COMMITS), reverse=True)]
         # Sorted here: the command's own rows come without a Spark job.
         rows = self.spark.sql(f"DESCRIBE HISTORY {self.name(dataset, table)}").collect()
-        commits = [
-            Commit(int(r["version"]), r["operation"], _note(r["userMetadata"]), _is_append(r["operationParameters"]))
-            for r in rows
-        ]
+        told = ((int(r["version"]), r["operation"], r["userMetadata"], r["operationParameters"]) for r in rows)
+        commits = [Commit.of(*each) for each in told]
         return sorted(commits, key=lambda commit: -commit.version)
 
     def _commit(self, path: Path) -> Commit:
@@ -124,9 +109,9 @@ class Store:
         if key not in self._commits:
             actions = (json.loads(line) for line in path.read_text().splitlines())
             told: dict[str, Any] = next((action["commitInfo"] for action in actions if "commitInfo" in action), {})
-            note = _note(told.get("userMetadata"))
-            is_append = _is_append(told.get("operationParameters"))
-            self._commits[key] = Commit(int(path.stem), told.get("operation", ""), note, is_append)
+            self._commits[key] = Commit.of(
+                int(path.stem), told.get("operation", ""), told.get("userMetadata"), told.get("operationParameters")
+            )
         return self._commits[key]
 
     def _log(self, dataset: str, table: Table) -> Path | None:
@@ -150,11 +135,10 @@ class Store:
         if since > version or len(commits) != version - since + 1:
             return None
         between = [commits[v] for v in range(since + 1, version + 1)]
-        same_rows = [c for c in between if c.operation in NO_DATA_CHANGE]
-        if not all(c in same_rows or c.is_append or not overlap(c.note.get("slice", {}), where) for c in between):
+        if any(c.changes(where) and not c.is_append for c in between):
             return None
         before, now = (self.read(dataset, table, version=v, where=where) for v in (since, version))
-        if any(c.operation == "OPTIMIZE" for c in same_rows):
+        if any(c.operation == "OPTIMIZE" for c in between):
             keys = before.select(*table.key)
             return before, now.join(keys, on=list(table.key), how="left_anti")
         names = [(uri.rpartition("/")[2],) for uri in before.inputFiles()]
@@ -272,18 +256,6 @@ def _within(frame: DataFrame, where: Slice) -> DataFrame:
     return frame.where(F.when(F.expr(predicate(where)), True).otherwise(outside)) if where else frame
 
 
-def data_version(history: list[Commit], where: Slice) -> int:
-    """The newest version in which rows of a slice changed; compaction and commits of other slices do not count."""
-    changed = (
-        c.version for c in history if c.operation not in NO_DATA_CHANGE and overlap(c.note.get("slice", {}), where)
-    )
-    return max(changed, default=-1)
-
-
-def _is_append(parameters: Mapping[str, Any] | None) -> bool:
-    return (parameters or {}).get("mode") == "Append"
-
-
 def pin_table(spark: SparkSession, name: str) -> str:
     """NAME@VERSION of a table that somebody else writes, by path or catalog name. Raises UserError."""
     given, _, version = name.partition("@")
@@ -303,17 +275,6 @@ def read_pinned(spark: SparkSession, pinned: str) -> DataFrame:
 
 def _others(name: str) -> str:
     return f"delta.`{name}`" if "/" in name else ".".join(f"`{part}`" for part in name.split("."))
-
-
-def _note(text: str | None) -> dict[str, Any]:
-    try:
-        note = json.loads(text or "{}")
-    except ValueError:
-        return {}
-    if not isinstance(note, dict):
-        return {}
-    note["slice"] = {k: v if isinstance(v, str) else tuple(v) for k, v in note.get("slice", {}).items()}
-    return note
 
 
 def _sql(text: str) -> str:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from etl.history import data_version
 from etl.shard_writer import publish, temporary_name, write_manifest
 from etl.stage import Slice, digest
 from etl.stages.score import float16
-from etl.store import Store, data_version
+from etl.store import Store
 from etl.tables import CONTAMINATED, EMBEDDINGS, PAIRS
 from models.data import write_part
 

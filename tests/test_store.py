@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from etl.history import Commit, _note, data_version
 from etl.stage import Table, UserError, content_hash, fold_hash, overlap, predicate
-from etl.store import Commit, Store, _note, data_version
+from etl.store import Store
 
 FRUIT = Table(
     "fruit",

@@ -99,7 +99,8 @@ def _link(folders: list[Path], stock: Path) -> None:
 
 def _facts(project: Project, folders: dict[str, Path]) -> pd.DataFrame:
     """What heuristics look at, of every stocked pair: a few tens of thousands, on the driver."""
-    from etl.stages.signals import detect
+    from etl.lexicon import read_lexicon
+    from etl.stages.signals import detector
     from models.data import Vectors
 
     frames = []
@@ -109,7 +110,8 @@ def _facts(project: Project, folders: dict[str, Path]) -> pd.DataFrame:
         kept = pairs.set_index("uid").loc[Vectors.open(folder).uids].reset_index()
         frames.append(kept.assign(dataset=name, text=kept["text"].fillna("")))
     facts = pd.concat(frames, ignore_index=True)
-    return pd.concat([facts, next(detect(iter([facts["text"]])))], axis=1)
+    lexicon = read_lexicon(project.config.stages.signals.lexicon)  # type: ignore[attr-defined]
+    return pd.concat([facts, next(detector(lexicon)(iter([facts["text"]])))], axis=1)
 
 
 def _encode_classes(names: list[str], encoder: Path, stock: Path) -> None:
