@@ -15,14 +15,14 @@ def tables(spark) -> dict:
                   for n in range(6)]  # fmt: skip
     files = [{"uri": MAY, "status": "cut", "num_by_status": {"ok": 4, "missing_text": 3}},
              {"uri": JUNE, "status": "ok", "num_by_status": {"ok": 2, "duplicate_uid": 5}}]  # fmt: skip
-    rows = {
-        CANDIDATES: candidates, CRAWL_FILES: files,
-        FETCHES: [{"uid": uid(n), "status": status} for n, status in enumerate(fetched)],
-        PAIRS: [{"uid": uid(n), "status": status} for n, status in {0: "ok", 1: "ok", 4: "decode_error"}.items()],
-        DUPLICATES: [{"method": method, "uid": uid(n)} for method, n in (("phash", 0), ("sha256", 0), ("phash", 4))],
-        SELECTIONS: [{"selection_id": "s", "uid": uid(1)}],
-    }  # fmt: skip
-    return {table.name: frame(spark, table, some, 4) for table, some in rows.items()}
+    rows = [
+        (CANDIDATES, candidates), (CRAWL_FILES, files),
+        (FETCHES, [{"uid": uid(n), "status": status} for n, status in enumerate(fetched)]),
+        (PAIRS, [{"uid": uid(n), "status": status} for n, status in {0: "ok", 1: "ok", 4: "decode_error"}.items()]),
+        (DUPLICATES, [{"method": how, "uid": uid(n)} for how, n in (("phash", 0), ("sha256", 0), ("phash", 4))]),
+        (SELECTIONS, [{"selection_id": "s", "uid": uid(1)}]),
+    ]  # fmt: skip
+    return {table.name: frame(spark, table, some, 4) for table, some in rows}
 
 
 MAYS = {"candidates": 4, "not_candidates": {"missing_text": 3}, "fetched": 2,
