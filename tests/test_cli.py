@@ -82,7 +82,7 @@ IN_AND_OUT = ["datasets.mine.kind=filter", "datasets.mine.shards=/data/in/*.tar"
         (["output"], ["wanted --set a.b=value", "'output'"]),
         (["datasets.pool.corpus.sources=[iconify_smal]"], ["wanted a source among", "did you mean 'iconify_small'?"]),
         (["datasets.pool.kind=pol"], ["datasets.pool.kind", "'pool'", "'pol'"]),
-        (["datasets.pool.shards=/x/*.tar"], ["datasets.pool: wanted one of: a corpus; a crawl; urls; shards or images"]),
+        (["datasets.pool.shards=/x/*.tar"], ["datasets.pool: wanted one of: a corpus; a crawl; urls; shards"]),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else str(value),
 )  # fmt: skip
