@@ -61,7 +61,7 @@ def shapes() -> list[tuple[str | None, str | None]]:
     return [*apart, (uid(1 << 20), uid(1 << 20)), (uid(1 << 21), None), (None, None)]
 
 
-@pytest.mark.parametrize("partitions", [1, 4, 13])
+@pytest.mark.parametrize("partitions", [pytest.param(1, marks=pytest.mark.slow), 4, 13])
 def test_groups_by_rounds_are_those_of_union_find(spark, monkeypatch, partitions):
     """Over partitions and orders; so few rows make a value heavy that the stars are."""
     for module in (etl.skew, etl.components):

@@ -213,7 +213,7 @@ def break_bytes(folder: Path, name: str) -> None:
                     member.write(array.tobytes()[:-2] if key == "l14_img" else array.tobytes())
 
 
-@pytest.mark.parametrize("chunk_rows", [4, 20])
+@pytest.mark.parametrize("chunk_rows", [4, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_file_that_is_not_what_it_should_be_is_quarantined_with_a_reason_and_the_others_load(
     store, tmp_path, chunk_rows
 ):
@@ -246,7 +246,7 @@ def test_a_file_that_is_not_what_it_should_be_is_quarantined_with_a_reason_and_t
 # --- one row per uid, whatever comes when
 
 
-@pytest.mark.parametrize("chunk_rows", [1, 20])
+@pytest.mark.parametrize("chunk_rows", [pytest.param(1, marks=pytest.mark.slow), 20])
 def test_the_first_of_a_uid_stays_and_a_row_without_one_gets_that_of_ingest(store, tmp_path, chunk_rows):
     first = write(tmp_path, "0", [uid(1), uid(2), uid(1)], arrays_of([0.1, 0.2, 0.3], 1))
     second = write(tmp_path, "1", [uid(2), "no uid", uid(3).upper()], arrays_of([0.4, 0.5, 0.6], 2))

@@ -179,6 +179,7 @@ def test_filters_side_by_side_keep_equal_shares_and_their_precision_is_that_of_t
     assert [found[n]["jaccard_with_first"] for n in chosen] == [1.0, round(len(both) / len(either), 3)]
 
 
+@pytest.mark.slow
 def test_the_evidence_suite_keeps_the_pairs_that_the_stages_keep(many):
     """Its cut and draw, its fused ranks and its probe, on arrays and without Spark."""
     from etl.evidence.scoring import fused

@@ -147,6 +147,7 @@ def test_three_models_share_one_pass_and_each_has_the_table_of_a_run_of_its_own(
     assert all("decode_seconds" in fact for fact in facts)
 
 
+@pytest.mark.slow
 def test_an_encoder_that_comes_later_is_encoded_alone(project, encoders, passes):
     first = project(0)
     first.run(ingest.STAGE, "pool")

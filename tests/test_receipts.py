@@ -115,10 +115,10 @@ def test_explain_tells_every_verdict_on_a_pair(grown):
         return [found[name] for name in names]
 
     assert verdicts(12) == ["kept (rank 0.1200, cut 0.1000)", "below the cut (rank 0.1200, cut 0.1300)"]
-    assert verdicts(17) == ["kept (rank 0.1700, cut 0.1000)", "duplicate"]
     assert verdicts(19) == ["decode_error", "decode_error"]
     assert verdicts(25)[0] == "not in the pool then"
     found = explain(store, "pool", uid(17))
+    assert [found["selections"][name] for name in names] == ["kept (rank 0.1700, cut 0.1000)", "duplicate"]
     assert found["pairs"][0]["text"] == "caption 17" and found["duplicates"][0]["group_uid"] == uid(16)
     with pytest.raises(UserError, match="found no pair"):
         explain(store, "pool", uid(99))
