@@ -88,6 +88,7 @@ def test_vectors_that_came_are_held_against_all(spark):
     rows = [dict(zip(schema_of(DUPLICATES).names, row, strict=True)) for row in reference(then, 0.05)]
     inputs = [{"embeddings": frame(spark, EMBEDDINGS, part, 3)} for part in parts]
     made = dedup_semantic.update(*inputs, frame(spark, DUPLICATES, rows), config=config, facts=facts)
+    assert made.columns == schema_of(DUPLICATES).names
     check_same(rows_of(made), reference(VECTORS, 0.05))
     assert dedup_semantic.update(*inputs, None, config=config, facts={**facts, "centres": ""}) is None
 

@@ -188,7 +188,7 @@ def update(
     edges = cells.applyInArrow(finder(config.max_distance), "uid_a string, uid_b string").localCheckpoint()
     changed = regrouped(written, edges).localCheckpoint()
     kept = written.join(for_join(changed.select("uid")), on="uid", how="left_anti")
-    return kept.unionByName(with_distance(changed, old.unionByName(new)))
+    return with_distance(changed, old.unionByName(new)).unionByName(kept)
 
 
 def with_distance(groups: DataFrame, vectors: DataFrame) -> DataFrame:

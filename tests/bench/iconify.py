@@ -34,8 +34,7 @@ from etl.sources import _svg
 from etl.stages import dedup
 from models.images import ImageError, decode_rgb, inspect
 from tests.bench import ours
-from tests.bench.measure import OUT, Ratio, cpu_seconds, load, report, say
-from tests.bench.select import peak_memory
+from tests.bench.measure import OUT, Ratio, cpu_seconds, load, peak_memory, report, say
 
 SIDE_PX = 64
 HERE = OUT / "data" / "iconify"

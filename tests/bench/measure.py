@@ -134,6 +134,28 @@ def tree_bytes_read() -> int:
     return total
 
 
+def peak_memory(side: Side) -> float:
+    """MB: the largest sum of resident memory of this process tree while a side runs."""
+    peak, done = [0.0], threading.Event()
+
+    def look() -> None:
+        while not done.wait(0.2):
+            pages = 0
+            for pid in TREE.look():
+                try:
+                    pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+                except OSError:  # it ended while we looked
+                    continue
+            peak[0] = max(peak[0], pages * 4096 / 1e6)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    side()
+    done.set()
+    thread.join()
+    return peak[0]
+
+
 def load() -> float:
     return os.getloadavg()[0]
 

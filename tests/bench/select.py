@@ -24,7 +24,7 @@ from pyspark.sql import functions as F
 
 from etl.cut import find_cut
 from tests.bench import ours
-from tests.bench.measure import OUT, TREE, Rates, Ratio, Side, compare, interleaved, report, say
+from tests.bench.measure import OUT, Rates, Ratio, Side, compare, interleaved, peak_memory, report, say
 
 FRACTION = 0.15
 SECONDS = "CPU seconds"
@@ -95,30 +95,6 @@ def _sum(kept: DataFrame) -> tuple[int, int]:
 
 def seconds(rates: Rates) -> Rates:
     return [1 / rate for rate in rates]
-
-
-def peak_memory(side: Side) -> float:
-    """MB: the largest sum of resident memory of this process tree while a side runs."""
-    import threading
-
-    peak, done = [0.0], threading.Event()
-
-    def look() -> None:
-        while not done.wait(0.2):
-            pages = 0
-            for pid in TREE.look():
-                try:
-                    pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-                except OSError:  # it ended while we looked
-                    continue
-            peak[0] = max(peak[0], pages * 4096 / 1e6)
-
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    side()
-    done.set()
-    thread.join()
-    return peak[0]
 
 
 def rows(spark: SparkSession, sizes: tuple[int, ...], repetitions: int) -> list[Ratio]:
