@@ -22,6 +22,7 @@ from etl.project import Project
 from etl.shards import list_shards
 from etl.stage import Table, UserError, series_udf
 from etl.storage import open_ranges, use
+from etl.table_lists import is_table, list_table, pin_table
 
 PROBED = Table("doctor", key=("host",), ddl="host STRING NOT NULL COMMENT 'that asked'", is_project_wide=True)
 BLOCK_BYTES = 512
@@ -172,8 +173,11 @@ class Doctor:
         dataset = self.project.config.datasets[name]
         if dataset.corpus is not None:
             return "a public corpus, made on first use"
-        pattern = dataset.shards or dataset.metadata or dataset.crawl or ""
-        files = list_shards(pattern)
+        if table := next((source for source in (dataset.images, dataset.urls) if is_table(source)), None):
+            pinned = pin_table(self.project.store.spark, table)
+            return f"{len(list_table(pinned)):,} data files of {pinned}"
+        pattern = next(iter(dataset.globs))
+        files = list_shards(f"{pattern}*" if pattern.endswith("/") else pattern)
         if not files:
             raise UserError(f"wanted files; found none that match {pattern}; fix: datasets.{name}")
         uri, storage = files[0].uri, self.project.config.storage
