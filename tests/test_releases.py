@@ -297,6 +297,6 @@ def test_a_table_with_image_bytes_and_what_is_appended_to_it(world, spark):
 def test_a_table_of_links_becomes_candidates(world):
     _, store, run, _ = world
     assert run("links", "collect") == 0
-    assert rows_of(store.read("links", CANDIDATES), "text", "crawl", "number") == [("a link", "links", 4)]
+    assert rows_of(store.read("links", CANDIDATES), "text", "crawl", "number") == [("a link", "links", 0)]
     ((counts,),) = rows_of(store.read("links", CRAWL_FILES), "num_by_status")
     assert counts == {"ok": 1, "unsupported_url": 1}
