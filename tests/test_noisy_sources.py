@@ -16,7 +16,7 @@ PAGES = {
     '<img src="x.png" alt="gone">',
     "usr/doc/b/other.html": '<img src="/usr/doc/img/cat.png" alt="A cat"><img src="../img/cat.png" alt="Die Katze">'
     '<img src="http://example.org/usr/doc/img/cat.png" alt="elsewhere"><img src="../img/way.svg" alt="a way">'
-    '<img src="../../../../../secret.png" alt="outside"><img src="../img/no%20dog.jpg" alt="no dog">',
+    '<img src="../img/link.png" alt="outside"><img src="../img/no%20dog.jpg" alt="no dog">',
 }  # fmt: skip
 
 
@@ -31,6 +31,7 @@ def roots(tmp_path, monkeypatch):
     for path in (root / "usr/doc/img/cat.png", root / "usr/doc/img/no dog.jpg", root / "usr/doc/img/way.svg",
                  tmp_path / "secret.png"):  # fmt: skip
         path.write_bytes(b"a picture")
+    (root / "usr/doc/img/link.png").symlink_to(tmp_path / "secret.png")
     monkeypatch.setattr(noisy_sources, "DOCUMENTATION", ("gimp-help-en",))
     return {"gimp-help-en": root}
 
