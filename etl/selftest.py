@@ -32,8 +32,9 @@ from models.records import RECORD
 
 MARK = "selftest.json"
 """In a folder that a self-test made: no other is written to, or removed."""
-LEAST_JPEG = 0.9
-"""Of JPEGs that must be found: perceptual hashes find 93 to 95 of 100 (see `stages/decontaminate.py`)."""
+LEAST_JPEG = 0.5
+"""Of JPEGs that must be found. Perceptual hashes find 93 to 95 of 100 pictures again, but of symmetric icons, whose
+hashes turn over, 27 of 40 (see `stages/decontaminate.py`); where they are broken, none."""
 SIGMAS = 5
 """How far above chance the filter must be: a chance filter gets there once in 3.5 million runs."""
 

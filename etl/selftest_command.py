@@ -24,7 +24,7 @@ def selftest(
 ) -> None:
     """Plant a known set in a pool and see that it comes out: run it on a cluster before trusting it.
 
-    Copies of evaluation images must all be flagged, copies within the pool all be found (JPEGs: 90 %), and mismatched
+    Copies of evaluation images must all be flagged, copies within the pool all be found (of JPEGs half), and mismatched
     captions be below true ones, further than chance gets. Exit code 3 where one of these fails.
 
     dfn selftest --conf selftest --conf cluster --out /shared/selftest
