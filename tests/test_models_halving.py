@@ -3,7 +3,7 @@
 from statistics import mean
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from models.halving import Ranked, Rung, halve, least_runs, plan, sizes
@@ -25,6 +25,7 @@ def test_what_a_rung_cannot_use_is_the_next_ones():
 
 
 @given(st.integers(2, 60), st.integers(0, 2000), st.integers(1, 30), ETAS)
+@settings(deadline=None)
 def test_a_plan_keeps_to_its_budget_and_its_seeds(num, budget, num_seeds, eta):
     num_rungs = len(sizes(num, eta)) - 1
     assume(num_seeds >= num_rungs)
@@ -66,6 +67,7 @@ def test_the_candidate_whose_mean_stays_best_is_left():
 
 
 @given(st.integers(2, 20), st.integers(0, 200), ETAS, st.randoms())
+@settings(deadline=None)
 def test_without_noise_the_best_wins_and_of_equals_the_first(num, extra, eta, random):
     names = [f"candidate {number}" for number in range(num)]
     values = {name: random.randint(0, 5) for name in names}
