@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from scipy import stats  # type: ignore[import-untyped]
 
 Floats = NDArray[np.float64]
-Parts = Sequence[Floats]
-"""What models of every seed got on every item, shape SI, for each part of the headline metric; the headline is the mean
-over parts of the mean over items."""
+Parts = Mapping[str, Floats]
+"""DATASET.METRIC -> what models of every seed got on every item, shape SI; the headline is the mean over these parts of
+the mean over items. Parts of one dataset are of the same items."""
 
 RESAMPLES = 2000
 HALVINGS = 100
@@ -43,29 +43,45 @@ class Estimate:
 
 def headline(parts: Parts) -> Floats:
     """Of each seed, shape S."""
-    found_S: Floats = np.mean([part_SI.mean(axis=1) for part_SI in parts], axis=0, dtype=np.float64)
+    found_S: Floats = np.sum([items_SI.mean(axis=1) for items_SI in _merged(parts).values()], axis=0)
     return found_S
+
+
+def num_items(parts: Parts) -> int:
+    """Evaluation items, each once however many parts it has."""
+    return sum(dict(sorted(_merged(parts))).values())
+
+
+def _merged(parts: Parts) -> dict[tuple[str, int], Floats]:
+    """(dataset, items) -> its parts of the headline added up, item by item: what is drawn together."""
+    found: dict[tuple[str, int], Floats] = {}
+    for name, part_SI in parts.items():
+        key = (name.partition(".")[0], part_SI.shape[1])
+        found[key] = found.get(key, 0.0) + part_SI / len(parts)
+    return found
 
 
 def resampled(conditions: Mapping[str, Parts], *, num_resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Floats]:
     """The headline of each condition over resampled seeds and items, the same draws for all, shape R.
 
-    The two-way bootstrap for crossed samples: seeds and, within each part, items are drawn with replacement,
+    The two-way bootstrap for crossed samples: seeds and, within each dataset, items are drawn with replacement,
     independently (McCullagh 2000, Bernoulli 6, 285-301; Owen 2007, Annals of Applied Statistics 1, 386-411, who shows
     that its variance is not too small).
 
     Raises:
         ValueError: conditions of other seeds or items than one another.
     """
-    shapes = {tuple(part.shape for part in parts) for parts in conditions.values()}
+    merged = {name: _merged(parts) for name, parts in conditions.items()}
+    shapes = {tuple((key, items_SI.shape) for key, items_SI in parts.items()) for parts in merged.values()}
     if len(shapes) != 1:
-        raise ValueError(f"wanted the same seeds and items of all conditions; found shapes {sorted(shapes)}")
+        raise ValueError(f"wanted the same seeds and items of all conditions; found {sorted(shapes)}")
     (shape,) = shapes
-    seeds_RS, *items = _weights((shape[0][0], *(num_items for _, num_items in shape)), num_resamples, seed)
+    num_seeds = shape[0][1][0]
+    seeds_RS, *drawn = _weights((num_seeds, *(num for _, (_, num) in shape)), num_resamples, seed)
     found = {name: np.zeros(num_resamples) for name in conditions}
-    for number, items_RI in enumerate(items):
-        for name, parts in conditions.items():
-            found[name] += np.einsum("rs,rs->r", seeds_RS, items_RI @ parts[number].T) / len(shape)
+    for name, parts in merged.items():
+        for items_RI, items_SI in zip(drawn, parts.values(), strict=True):
+            found[name] += np.einsum("rs,rs->r", seeds_RS, items_RI @ items_SI.T)
     return found
 
 
@@ -79,18 +95,15 @@ def _weights(sizes: tuple[int, ...], num_resamples: int, seed: int) -> list[Floa
 def direct_variance(parts: Parts) -> float:
     """What the variance over infinitely many resamples of `resampled` is, in closed form.
 
-    With D = mean + a_s + b_i + e_si in each part of weight w, the sum of (sum_w a)^2 / S^2, w^2 b^2 / I^2 and
-    w^2 e^2 / (S I)^2 (Owen 2007, theorem 1).
+    With D = mean + a_s + b_i + e_si in each dataset, the sum over datasets of b^2 / I^2 and e^2 / (S I)^2, and of a^2 /
+    S^2 of the a of all together (Owen 2007, theorem 1).
     """
-    weight, total_S, variance = 1 / len(parts), np.zeros(len(parts[0])), 0.0
-    for part_SI in parts:
-        num_seeds, num_items = part_SI.shape
-        mean, seeds_S, items_I = part_SI.mean(), part_SI.mean(axis=1), part_SI.mean(axis=0)
-        rest_SI = part_SI - seeds_S[:, None] - items_I + mean
-        total_S += weight * (seeds_S - mean)
-        variance += weight**2 * (((items_I - mean) ** 2).sum() / num_items**2
-                                 + (rest_SI**2).sum() / (num_seeds * num_items) ** 2)  # fmt: skip
-    return float(variance + (total_S**2).sum() / len(total_S) ** 2)
+    seeds_S, variance = headline(parts), 0.0
+    for (_, num), items_SI in _merged(parts).items():
+        mean, own_S, own_I = items_SI.mean(), items_SI.mean(axis=1), items_SI.mean(axis=0)
+        rest_SI = items_SI - own_S[:, None] - own_I + mean
+        variance += ((own_I - mean) ** 2).sum() / num**2 + (rest_SI**2).sum() / (len(own_S) * num) ** 2
+    return float(variance + ((seeds_S - seeds_S.mean()) ** 2).sum() / len(seeds_S) ** 2)
 
 
 def estimate(value: float, resampled_R: Floats, *, num_seeds: int, num_items: int) -> Estimate:
@@ -110,10 +123,10 @@ def estimate(value: float, resampled_R: Floats, *, num_seeds: int, num_items: in
 
 def difference(better: Parts, worse: Parts, *, num_resamples: int = RESAMPLES) -> Estimate:
     """The headline of one condition less that of another, paired by seed and item; p: that it is above zero."""
-    apart = [b_SI - w_SI for b_SI, w_SI in zip(better, worse, strict=True)]
+    apart = {name: better[name] - worse[name] for name in better}
     drawn_R = resampled({"apart": apart}, num_resamples=num_resamples)["apart"]
-    num_items = sum(part.shape[1] for part in apart)
-    return estimate(float(headline(apart).mean()), drawn_R, num_seeds=len(apart[0]), num_items=num_items)
+    of_seeds_S = headline(apart)
+    return estimate(float(of_seeds_S.mean()), drawn_R, num_seeds=len(of_seeds_S), num_items=num_items(apart))
 
 
 def paired(values: Sequence[float]) -> Estimate:

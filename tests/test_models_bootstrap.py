@@ -14,6 +14,7 @@ from models.bootstrap import (
     estimate,
     headline,
     holm,
+    num_items,
     paired,
     rank_correlation,
     resampled,
@@ -22,18 +23,19 @@ from models.bootstrap import (
 
 def crossed(rng, num_seeds, sizes, mean=0.0, seed_std=1.0, item_std=1.0, rest_std=1.0):
     """Parts of a headline: an effect of the seed, one of the item, and the rest."""
-    seeds_S = rng.normal(0, seed_std, (num_seeds, 1))
-    return [
-        mean + seeds_S + rng.normal(0, item_std, size) + rng.normal(0, rest_std, (num_seeds, size)) for size in sizes
-    ]
+    means_S = mean + rng.normal(0, seed_std, (num_seeds, 1))
+    return {
+        f"set{k}.r5": means_S + rng.normal(0, item_std, n) + rng.normal(0, rest_std, (num_seeds, n))
+        for k, n in enumerate(sizes)
+    }
 
 
 def test_every_resample_of_two_seeds_and_three_items_is_equally_likely_and_their_variance_is_the_direct_one():
     part = np.array([[1.0, 2.0, 6.0], [0.0, 5.0, 5.0]])
     every = [part[np.ix_(s, i)].mean() for s in product(range(2), repeat=2) for i in product(range(3), repeat=3)]
     assert len(every) == 4 * 27
-    assert direct_variance([part]) == pytest.approx(np.var(every), rel=1e-12)
-    drawn = resampled({"a": [part]}, num_resamples=20_000)["a"]
+    assert direct_variance({"a.r5": part}) == pytest.approx(np.var(every), rel=1e-12)
+    drawn = resampled({"a": {"a.r5": part}}, num_resamples=20_000)["a"]
     np.testing.assert_allclose(np.quantile(drawn, [0.05, 0.5, 0.95]), np.quantile(every, [0.05, 0.5, 0.95]), atol=0.12)
 
 
@@ -44,14 +46,28 @@ def test_resamples_vary_as_the_closed_form_says_with_several_parts():
     assert drawn.mean() == pytest.approx(headline(parts).mean(), abs=4 * np.sqrt(direct_variance(parts) / 6000))
 
 
+def test_two_metrics_of_one_dataset_are_of_the_same_items():
+    """Drawn together, and counted once: a metric beside itself is no more certain than alone."""
+    one = crossed(np.random.default_rng(8), 6, [30, 20])
+    twice = {"set0.r5": one["set0.r5"], "set0.other": one["set0.r5"], "set1.r5": one["set1.r5"]}
+    weighted = {"set0.r5": one["set0.r5"] * 4 / 3, "set1.r5": one["set1.r5"] * 2 / 3}
+    assert (num_items(twice), num_items(one)) == (50, 50)
+    np.testing.assert_allclose(headline(twice), headline(weighted))
+    assert direct_variance(twice) == pytest.approx(direct_variance(weighted))
+    drawn = resampled({"twice": twice, "weighted": weighted}, num_resamples=40)
+    np.testing.assert_allclose(drawn["twice"], drawn["weighted"])
+    apart = {"set0.r5": one["set0.r5"], "set9.r5": one["set0.r5"]}  # as if they were other items
+    assert direct_variance(apart) < direct_variance({"set0.r5": one["set0.r5"]})
+
+
 def test_conditions_share_their_draws_so_that_a_difference_is_paired():
     parts = crossed(np.random.default_rng(2), 5, [30], seed_std=3.0)
-    drawn = resampled({"a": parts, "b": [part + 0.25 for part in parts]}, num_resamples=50)
+    drawn = resampled({"a": parts, "b": {n: part + 0.25 for n, part in parts.items()}}, num_resamples=50)
     np.testing.assert_allclose(drawn["b"] - drawn["a"], 0.25, atol=1e-12)
-    found = difference([part + 0.25 for part in parts], parts)
+    found = difference({n: part + 0.25 for n, part in parts.items()}, parts)
     assert (found.value, found.low, found.high) == pytest.approx((0.25, 0.25, 0.25)) and found.p_value < 1e-9
-    with pytest.raises(ValueError, match="wanted the same seeds and items of all conditions; found shapes"):
-        resampled({"a": parts, "b": [parts[0][:, :-1]]})
+    with pytest.raises(ValueError, match="wanted the same seeds and items of all conditions; found"):
+        resampled({"a": parts, "b": {"set0.r5": parts["set0.r5"][:, :-1]}})
 
 
 @pytest.mark.parametrize(("stds", "most"), [((1.0, 0.1, 0.1), 0.985), ((0.0, 1.0, 1.0), 1.0), ((0.2, 1.0, 0.5), 1.0)])
@@ -116,7 +132,7 @@ def test_where_items_say_nothing_the_interval_is_students():
     """Every item of a seed alike: the two-way bootstrap, corrected for few seeds, is the paired t-test."""
     values = np.array([0.1, 0.3, -0.05, 0.2, 0.15, 0.0, 0.12, 0.22])
     part = np.repeat(values[:, None], 5, axis=1)
-    drawn = resampled({"a": [part]}, num_resamples=40_000)["a"]
+    drawn = resampled({"a": {"a.r5": part}}, num_resamples=40_000)["a"]
     found, wanted = estimate(values.mean(), drawn, num_seeds=8, num_items=5), paired(values.tolist())
     assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high), rel=0.02)
     assert found.p_value == pytest.approx(wanted.p_value, rel=0.1)

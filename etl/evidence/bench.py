@@ -99,10 +99,10 @@ class Bench:
         path = self._path(job)
         return json.loads(path.read_text()) if path.exists() else None
 
-    def items(self, job: Job) -> list[NDArray[np.float64]]:
-        """What its model got on every evaluation item, an array for each part."""
+    def items(self, job: Job) -> dict[str, NDArray[np.float64]]:
+        """Part -> what its model got on every evaluation item."""
         stored = load_file(self._path(job).with_suffix(".safetensors"))
-        return [stored[part].astype(np.float64) for part in self.config.parts]
+        return {part: stored[part].astype(np.float64) for part in self.config.parts}
 
     def do(self, job: Job) -> None:
         """Trains and evaluates what the job names, and what it needs, unless that was done."""

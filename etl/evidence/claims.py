@@ -25,6 +25,7 @@ from models.bootstrap import (
     estimate,
     headline,
     holm,
+    num_items,
     paired,
     rank_correlation,
     resampled,
@@ -41,7 +42,7 @@ class Runs:
     """The finished cells of an experiment on one pool."""
 
     parts: Mapping[str, Parts]
-    """Arm -> what its models got, item by item, shape SI for each part of the headline."""
+    """Arm -> what its models got, item by item."""
     dev: Mapping[str, list[float]]
     """Arm -> its seeds' metric on the development set."""
     precision: Mapping[str, list[float]]
@@ -132,8 +133,8 @@ def figure4_steps(pool: str, runs: Runs) -> list[Step]:
         points = {name: np.array([headline(parts).mean()]) for name, parts in used.items()}
         drawn = resampled(used)
         value, drawn_R = (_kept_apart(of, arm, runs.chance) for of in (points, drawn))
-        num_seeds, num_items = len(used[arm][0]), sum(part.shape[1] for part in used[arm])
-        steps.append(Step(pool, arm, estimate(float(value[0]), drawn_R, num_seeds=num_seeds, num_items=num_items)))
+        counts = {"num_seeds": len(headline(used[arm])), "num_items": num_items(used[arm])}
+        steps.append(Step(pool, arm, estimate(float(value[0]), drawn_R, **counts)))
     return steps
 
 
@@ -184,7 +185,7 @@ def figure3(runs: Runs) -> tuple[dict[str, Any], RankCorrelation]:
     holds: bool | str = bool(found.high < WEAK) if own_F.max() >= MIN_SPAN * own_F.min() else "void"
     parts = runs.parts[arms[0]]
     verdict = {"holds": holds, "estimate": found.rho, "interval": [found.low, found.high], "p": found.p_value,
-               "n_seeds": len(parts[0]), "n_items": sum(part.shape[1] for part in parts),
+               "n_seeds": len(headline(parts)), "n_items": num_items(parts),
                "n_filters": found.num_filters, "ceiling": found.ceiling}  # fmt: skip
     return verdict, found
 

@@ -127,7 +127,8 @@ class Suite:
         for cell in listed:
             arms.setdefault(cell.arm, []).append(cell.job)
         items = {arm: [self.bench.items(job) for job in jobs] for arm, jobs in arms.items()}
-        parts = {arm: [np.stack(part) for part in zip(*of_seeds, strict=True)] for arm, of_seeds in items.items()}
+        parts = {arm: {part: np.stack([of_seed[part] for of_seed in of_seeds]) for part in self.config.parts}
+                 for arm, of_seeds in items.items()}  # fmt: skip
         results = {arm: [self._result(job) for job in jobs] for arm, jobs in arms.items()}
         precision = {a: [r["precision"] for r in rs] for a, rs in results.items() if "precision" in rs[0]}
         dev = {arm: [r["dev"] for r in rs] for arm, rs in results.items()}

@@ -7,8 +7,6 @@ from dataclasses import asdict
 from statistics import mean, stdev
 from typing import Any
 
-import numpy as np
-
 from etl.config import Config
 from etl.evidence.base import Base
 from etl.evidence.claims import CLAIMS, FIGURE3, Runs, Step, decide, figure3, validity
@@ -22,8 +20,8 @@ Found = Mapping[str, Mapping[str, Runs]]
 
 def made(config: Config, base: Base, found: Found, chosen: Mapping[str, Any], checked: Mapping[str, Any]) -> dict[str, Any]:  # fmt: skip  # noqa: E501
     """The content of summary.json: see `claims` and `table1` there; everything else explains them."""
-    evidence, parts = config.evidence, config.evidence.parts
-    tables = {e: {pool: _table(runs, parts) for pool, runs in pools.items()} for e, pools in found.items()}
+    evidence = config.evidence
+    tables = {e: {pool: _table(runs) for pool, runs in pools.items()} for e, pools in found.items()}
     validities = {
         pool: validity(runs) for pool, runs in found.get("table1", {}).items() if evidence.pools[pool].must_catch
     }
@@ -68,12 +66,12 @@ def _step(step: Step) -> dict[str, Any]:
     return {"name": step.name, "must": step.must, "p": step.p_corrected, **asdict(step.estimate)}
 
 
-def _table(runs: Runs, parts: tuple[str, ...]) -> dict[str, dict[str, dict[str, float]]]:
+def _table(runs: Runs) -> dict[str, dict[str, dict[str, float]]]:
     """Arm -> metric -> mean and standard deviation over seeds."""
     table = {}
     for arm, values in runs.parts.items():
         metrics = {"avg": headline(values).tolist()}
-        metrics |= {part: np.mean(part_SI, axis=1).tolist() for part, part_SI in zip(parts, values, strict=True)}
+        metrics |= {part: part_SI.mean(axis=1).tolist() for part, part_SI in values.items()}
         metrics |= {"dev": runs.dev[arm]} | ({"precision": runs.precision[arm]} if arm in runs.precision else {})
         table[arm] = {metric: spread(of_seeds) for metric, of_seeds in metrics.items()}
     return table
