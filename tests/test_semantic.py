@@ -85,7 +85,8 @@ def test_vectors_that_came_are_held_against_all(spark):
         [embedded(n, vector) for n, vector in some.items()] + UNUSABLE[i::2] for i, some in enumerate((then, since))
     ]
     facts = prepare(frame(spark, EMBEDDINGS, ROWS), config=config)
-    rows = [dict(zip(schema_of(DUPLICATES).names, row, strict=True)) for row in reference(then, 0.05)]
+    names = schema_of(DUPLICATES).names
+    rows = [dict(zip(names, (*row[:3], float(row[3])), strict=True)) for row in reference(then, 0.05)]
     inputs = [{"embeddings": frame(spark, EMBEDDINGS, part, 3)} for part in parts]
     made = dedup_semantic.update(*inputs, frame(spark, DUPLICATES, rows), config=config, facts=facts)
     assert made.columns == schema_of(DUPLICATES).names
