@@ -191,7 +191,9 @@ def filters(
         from etl.filter_table import filter_table
 
         if not filter and not project.config.filters:
-            raise UserError("filters: wanted some in the config, or --filter; found none; fix: see README, Filters")
+            raise UserError(
+                "filters: wanted some in the config, or --filter; found none; fix: see docs/how-to/select.md"
+            )
         emit(filter_table(project, dataset_of(project, dataset), fraction, _given(project, filter)), as_json=json)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -17,7 +16,7 @@ from typing import Any
 import pandas as pd
 from pyspark.sql import functions as F
 
-from etl.probe import looks, make_look
+from etl.probe import IMPORTS, looks, make_look
 from etl.project import Project
 from etl.shards import list_shards
 from etl.stage import Table, UserError, series_udf
@@ -69,7 +68,7 @@ class Doctor:
 
     @cached_property
     def _here(self) -> Told:
-        return make_look()()
+        return make_look((*IMPORTS, *DRIVER_ALSO))()
 
     def _ask(self) -> list[Told]:
         """What each task tells of its process."""
@@ -84,9 +83,7 @@ class Doctor:
             return Check(name, False, found, own_fix or fix)
 
     def _driver(self) -> Check:
-        more = make_look(DRIVER_ALSO)()["errors"]
-        errors = self._here["errors"] | more
-        if errors:
+        if errors := self._here["errors"]:
             told = ", ".join(f"{name}: {error}" for name, error in errors.items())
             return Check("driver", False, told, "pip install 'dfn-etl[spark,train]'")
         return Check("driver", True, f"Python {self._here['python']}, {_versions(self._here['packages'])}")
@@ -110,14 +107,14 @@ class Doctor:
 
     def _executors(self, told: list[Told]) -> Check:
         """Imports, and versions that are the driver's: vectors and pickled functions depend on them."""
-        wrong = Counter(
+        wrong = {
             f"{name} on {each['host']}: {found}, on the driver {wanted}"
             for each in told
             for name, wanted, found in self._compared(each)
             if found != wanted
-        )
+        }
         if wrong:
-            return Check("executors", False, "; ".join(wrong), "one environment for all, see README, On a GPU cluster")
+            return Check("executors", False, "; ".join(sorted(wrong)), "one environment: docs/how-to/cluster.md")
         workers, hosts = {(each["host"], each["process"]) for each in told}, {each["host"] for each in told}
         found = f"{len(workers)} Python workers on {len(hosts)} hosts, packages as the driver's"
         return Check("executors", True, found)
@@ -125,7 +122,8 @@ class Doctor:
     def _compared(self, told: Told) -> Iterator[tuple[str, str, str]]:
         minor = [python.rpartition(".")[0] for python in (self._here["python"], told["python"])]
         yield ("Python", *minor)
-        for name, wanted in self._here["packages"].items():
+        for name in IMPORTS:
+            wanted = self._here["packages"].get(name, "none")
             yield name, wanted, told["packages"].get(name) or told["errors"].get(name, "none")
 
     def _code(self, told: list[Told]) -> Check:
@@ -156,18 +154,9 @@ class Doctor:
         return Check("gpus", True, f"{len(given)} addresses on {len({host for host, _ in given})} hosts{self._slots()}")
 
     def _slots(self) -> str:
-        """Cores against GPUs: whichever gives fewer tasks to an executor leaves the other idle."""
         conf = self.project.store.spark.conf
-        cores, cpus, gpus, share = (
-            float(conf.get(name, "0") or 0)
-            for name in ("spark.executor.cores", "spark.task.cpus", "spark.executor.resource.gpu.amount",
-                         "spark.task.resource.gpu.amount")
-        )  # fmt: skip
-        if not (cores and gpus and share):
-            return ""
-        by_core, by_gpu = cores // (cpus or 1), gpus / share
-        idle = f", {by_core - by_gpu:.0f} cores are left to decoding threads" if by_core > by_gpu else ""
-        return f", {min(by_core, by_gpu):.0f} tasks an executor{idle}"
+        names = ("executor.cores", "task.cpus", "executor.resource.gpu.amount", "task.resource.gpu.amount")
+        return slots(*(float(conf.get(f"spark.{name}", "0") or 0) for name in names))
 
     def _data(self, name: str) -> str:
         dataset = self.project.config.datasets[name]
@@ -209,6 +198,23 @@ class Doctor:
             client.delete_run(run.info.run_id)
             num_models = len(client.search_registered_models(max_results=100))
         return f"{uri}: runs can be written, {num_models} registered models seen"
+
+
+def slots(cores: float, cpus: float, gpus: float, share: float) -> str:
+    """What an executor runs at once: whichever of cores and GPUs gives fewer tasks leaves the other idle.
+
+    Args:
+        cores, gpus: of an executor.
+        cpus, share: cores and GPUs of a task; a GPU is shared by floor(1 / share) tasks, as Spark counts. 0: not set.
+    """
+    if not (cores and gpus and share):
+        return ""
+    by_core = cores // (cpus or 1)
+    by_gpu = gpus * (1 / share // 1) if share < 1 else gpus // share
+    if by_core < by_gpu:
+        return f", {by_core:.0f} tasks an executor: {by_gpu - by_core:.0f} more would fit its GPUs"
+    idle = f", {cores - by_gpu * (cpus or 1):.0f} cores are left to decoding threads" if by_core > by_gpu else ""
+    return f", {by_gpu:.0f} tasks an executor{idle}"
 
 
 def _first_line(error: Exception) -> str:

@@ -83,7 +83,7 @@ def class_archive() -> Path:
 def archive_options() -> str:
     """For the JVM of a session: with the archive where there is one."""
     archive = class_archive()
-    return f"-XX:SharedArchiveFile={archive} {QUIET}" if archive.exists() else ""
+    return f'"-XX:SharedArchiveFile={archive}" {QUIET}' if archive.exists() else ""  # quoted: a folder may have spaces
 
 
 def make_class_archive() -> bool:
@@ -114,7 +114,7 @@ def rehearse(staging: str) -> None:
     from etl.store import Store
     from etl.tables import PAIRS, SCORES
 
-    java = f"{LOCAL_JAVA} {QUIET} -XX:ArchiveClassesAtExit={staging}"
+    java = f'{LOCAL_JAVA} {QUIET} "-XX:ArchiveClassesAtExit={staging}"'
     spark = session("classes", conf={"spark.driver.extraJavaOptions": java})
     jvms = [process for process in psutil.Process().children(recursive=True) if process.name() == "java"]
     with tempfile.TemporaryDirectory() as folder:

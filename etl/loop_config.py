@@ -4,7 +4,7 @@ guard. Touches nothing."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import pydantic
 
@@ -15,7 +15,7 @@ from etl.search_config import Candidate, SearchConfig
 from etl.stage import StageConfig
 from etl.stages.selection import DFN
 from etl.training_config import FinetuneConfig as FinetuneConfig
-from etl.training_config import Fraction
+from etl.training_config import Fraction, Seeds
 from etl.training_config import TrainingConfig as TrainingConfig
 
 
@@ -40,7 +40,7 @@ ARMS: dict[str, Any] = {
 class LoopConfig(StageConfig):
     """One round: train filters, score, select, train induced models, evaluate, gate, promote."""
 
-    seeds: Annotated[tuple[int, ...], pydantic.Field(min_length=1)] = (0, 1, 2, 3, 4)
+    seeds: Seeds = (0, 1, 2, 3, 4)
     """Of filter, selection and induced model alike; pairs the arms in the gate's test."""
     filter: TrainingConfig = TrainingConfig(steps=400, dropout=0.5)
     filter_dataset: str = ""
@@ -68,13 +68,6 @@ class LoopConfig(StageConfig):
         if not isinstance(arms, Mapping):
             return arms
         return {name: arm for name, arm in merge(ARMS, arms).items() if arm is not None}
-
-    @pydantic.field_validator("seeds")
-    @classmethod
-    def are_distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) < len(seeds):
-            raise ValueError("wanted each seed once")
-        return seeds
 
     @pydantic.model_validator(mode="after")
     def can_be_searched(self) -> LoopConfig:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import pydantic
 
 from etl.stage import StageConfig
-from etl.training_config import FinetuneConfig, Fraction, TrainingConfig
+from etl.training_config import FinetuneConfig, Fraction, Seeds, TrainingConfig
 from models.halving import Rung, least_runs, plan
 
 OF_FILTER = tuple(TrainingConfig.model_fields)
@@ -46,17 +46,10 @@ class SearchConfig(StageConfig):
     """Samples seen by induced models, of all rungs together. Filters are told beside it: each serves all fractions."""
     eta: int = pydantic.Field(default=2, ge=2)
     """Of each rung's candidates one in eta goes on, with more seeds."""
-    seeds: Annotated[tuple[int, ...], pydantic.Field(min_length=1)] = tuple(range(1000, 1008))
+    seeds: Seeds = tuple(range(1000, 1008))
     """Of filter, selection and induced model alike; none of `loop.seeds`: those judge the winner."""
     headline_parts: Annotated[tuple[str, ...], pydantic.Field(min_length=1)]
     """DATASET.METRIC of development sets: candidates are judged by their mean."""
-
-    @pydantic.field_validator("seeds")
-    @classmethod
-    def are_distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) < len(seeds):
-            raise ValueError("wanted each seed once")
-        return seeds
 
     def candidates(self, filter: TrainingConfig, fraction: float, own: Mapping[str, Any]) -> tuple[Candidate, ...]:
         """In the grid's order. `own`: the loop's filter_dataset, init and finetune."""

@@ -11,6 +11,16 @@ from etl.stage import StageConfig
 Fraction = Annotated[float, pydantic.Field(gt=0, le=1)]
 
 
+def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("wanted each seed once")
+    return seeds
+
+
+Seeds = Annotated[tuple[int, ...], pydantic.Field(min_length=1), pydantic.AfterValidator(_distinct)]
+"""Each once: one that came twice would count as two."""
+
+
 class TrainingConfig(StageConfig):
     """One training run on stored vectors; see `models.train.TrainConfig` for what each field does."""
 

@@ -225,7 +225,7 @@ SUBMITTED = [
 
 
 def test_dfn_run_through_spark_submit(free_machine, code, given, spark, tmp_path):
-    """As the README has it. It runs on the cluster's executors, and its tables are those of a run on this machine."""
+    """As docs/how-to/cluster.md has it, on the cluster's executors: its tables are those of a run on this machine."""
 
     def settings(name: str) -> list[str]:
         return [f"output={tmp_path / name}", f"encoder.folder={given['encoder']}", "stages.embed.num_tasks=4"]

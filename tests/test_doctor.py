@@ -10,7 +10,7 @@ from pyspark.sql import functions as F
 
 from etl.__main__ import _run, app
 from etl.config import load
-from etl.doctor import Check, Doctor
+from etl.doctor import Check, Doctor, slots
 from etl.probe import looks, make_look
 from etl.project import Project
 
@@ -98,3 +98,18 @@ def test_what_differs_from_the_driver_is_named(healthy, check, changes, found):
     made: Check = getattr(Doctor(Project(load(["tiny"], []))), check)(told(healthy, **changes))
     assert (made.is_ok, bool(made.fix)) == (found is None, found is not None)
     assert found is None or made.found.startswith(found), made.found
+
+
+@pytest.mark.parametrize(
+    ("cores", "cpus", "gpus", "share", "says"),
+    [
+        (0, 0, 0, 0, ""),
+        (8, 1, 2, 1, ", 2 tasks an executor, 6 cores are left to decoding threads"),
+        (8, 4, 2, 1, ", 2 tasks an executor"),
+        (8, 0, 2, 0.3, ", 6 tasks an executor, 2 cores are left to decoding threads"),  # 3 a GPU
+        (4, 1, 2, 0.25, ", 4 tasks an executor: 4 more would fit its GPUs"),
+        (8, 1, 4, 2, ", 2 tasks an executor, 6 cores are left to decoding threads"),
+    ],
+)
+def test_cores_are_held_against_gpus(cores, cpus, gpus, share, says):
+    assert slots(cores, cpus, gpus, share) == says

@@ -48,7 +48,7 @@ def test_each_picture_of_a_page_is_a_pair_with_each_of_its_texts(roots):
 
 
 def test_a_package_gives_the_pairs_that_the_web_stages_count(monkeypatch):
-    """1,721 distinct pairs in gimp-help-en, as `collect` finds them (README)."""
+    """1,721 distinct pairs in gimp-help-en, as `collect` finds them (docs/explanation/measurements.md)."""
     monkeypatch.setattr(noisy_sources, "DOCUMENTATION", ("gimp-help-en",))
     found = noisy_sources.documentation({"gimp-help-en": fetch_package("gimp-help-en", cache=default_cache())})
     assert len(found) == len({(pair.url, pair.caption) for pair in found}) == 1721

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from etl.stage import StageConfig, UserError
+from etl.training_config import Seeds
 
 Share = Annotated[float, pydantic.Field(ge=0, lt=1)]
 Fraction = Annotated[float, pydantic.Field(gt=0, le=1)]
@@ -79,9 +80,9 @@ class EvidenceConfig(StageConfig):
     pools: dict[str, PoolConfig] = pydantic.Field(default={})
     """In the order in which they are run."""
     experiments: tuple[Experiment, ...] = EXPERIMENTS
-    seeds: tuple[int, ...] = tuple(range(8))
+    seeds: Seeds = tuple(range(8))
     """Of noise, filter, selection and induced model alike: they pair the arms."""
-    tuning_seeds: tuple[int, ...] = (100, 101)
+    tuning_seeds: Seeds = (100, 101)
     """Of the runs by which fractions are chosen, evaluated on `dev` alone."""
     filter: RecipeConfig = RecipeConfig(steps=400, dropout=0.5)
     induced: RecipeConfig = RecipeConfig(dropout=0.1)
