@@ -76,7 +76,11 @@ def prepared(project: Project, out: Path) -> Project:
     if not (folder / planted.PLANTED).exists():
         folders = [source.corpus_folder(name) for name in (pools[0], sets[0])]
         pool, evaluation = (planted.samples(at) for at in folders if at)
-        planted.write(folder, pool, planted.plant(pool, evaluation))
+        try:
+            known_set = planted.plant(pool, evaluation)
+        except ValueError as error:
+            raise UserError(f"selftest: {error}; fix: --conf selftest, or a smaller corpus.limit") from None
+        planted.write(folder, pool, known_set)
     shards = DatasetConfig(kind="pool", shards=f"{folder}/*.tar")
     update: dict[str, Any] = {
         "output": str(out), "tables": "", "tracking_uri": "", "datasets": {**known, pools[0]: shards},

@@ -32,9 +32,12 @@ def selftest(
     with configured(conf, override, quiet) as project:
         from etl import selftest as work
         from etl.filters import filter_folder
+        from etl.stages import score
 
         folder = (out or project.config.output_folder / "selftest").absolute()
         given = filter_folder(project, filter).absolute() if filter else None
+        if given:
+            project.with_filter(score.STAGE, given)  # refuses what is no filter of this encoder, before all else
         checks = work.run(work.prepared(project, folder), given)
         rows = {c.name: {"planted": c.num, "wanted": f"{c.wanted:.3f}", "found": f"{c.found:.3f}",
                          "verdict": "ok" if c.is_passed else "FAILED"} for c in checks}  # fmt: skip

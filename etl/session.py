@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pyspark.sql import SparkSession
@@ -53,15 +53,17 @@ def session(name: str = "dfn", *, master: str = "local[2,4]", conf: Mapping[str,
         **({"spark.jars": ",".join(map(str, jars))} if jars and not is_local else {}),
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.execution.arrow.pyspark.enabled": "true",
-        **(FAST_LOCAL if is_local else {}),
-        # On the class path: the archive knows no class that Spark would load from `spark.jars`, which it copies too.
-        **({"spark.driver.extraClassPath": ":".join(map(str, jars))} if is_local else {}),
+        **({**FAST_LOCAL, **_class_path(jars)} if is_local else {}),
         **(conf or {}),
     }
-    if is_local:
-        settings["spark.driver.extraJavaOptions"] += f" {archive_options()}"
     for key, value in settings.items():
         builder = builder.config(key, value)
     if is_submitted:
         return builder.getOrCreate()
     return (builder.remote(remote) if remote else builder.master(master)).getOrCreate()
+
+
+def _class_path(jars: Sequence[Path]) -> dict[str, str]:
+    """On it: the archive knows no class that Spark would load from `spark.jars`, which it copies too."""
+    return {"spark.driver.extraClassPath": ":".join(map(str, jars)),
+            "spark.driver.extraJavaOptions": f"{LOCAL_JAVA} {archive_options()}"}  # fmt: skip
