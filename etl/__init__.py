@@ -16,6 +16,9 @@
     selection   all of the above           -> selections, receipts   a rule, and the proof of what it kept
     listed      a list of uids, pairs      -> selections, receipts   in place of selection: what somebody published
 
-`stages/__init__.py` is the recipe. `loop.py` goes on from there: train, evaluate; `gating.py` judges, `promotion.py`
-says who is champion, `backfill.py` whose scores cover the pool, and `lineage.py` where a model came from.
+`stages/__init__.py` is the recipe, and each stage is a file there. The files of this folder are the house that they
+live in: the protocol (stage.py), contracts (tables.py), configuration, the runner, Delta (store.py), shards. What
+stages are made of is beside them, a folder each: web, intake, dedup, encode, filters, select. From there on: `loop`
+trains, evaluates, judges and promotes; `export` hands over; `evidence` asks whether filtering works; `samples` has data
+to try it on; `commands` are the rest of `dfn`.
 """

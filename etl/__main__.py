@@ -15,18 +15,14 @@ from typing import Annotated, Any
 
 import typer
 
-from etl import ask as ask  # its commands join the app when it is imported
-from etl import evalset_command as evalset_command
-from etl import evaluate_command as evaluate_command
-from etl import evidence_command as evidence_command
-from etl import promote_command as promote_command
-from etl import selftest_command as selftest_command
-from etl import train_command as train_command
-from etl.cli import PARTIAL, Conf, Dataset, Json, Quiet, Set, State, app, configured, dataset_of, samples
+from etl.commands import ask, evalset, evaluate, evidence, promote, selftest, train
+from etl.commands.cli import PARTIAL, Conf, Dataset, Json, Quiet, Set, State, app, configured, dataset_of, samples
 from etl.console import INTERRUPTED, Reporter, emit
-from etl.corpora import SOURCES, CorpusError, CorpusSpec, build
+from etl.samples.corpora import SOURCES, CorpusError, CorpusSpec, build
 from etl.stage import UserError
 from models.records import RegistryError, WeightsError
+
+COMMANDS = (ask, evalset, evaluate, evidence, promote, selftest, train)  # joined the app when they were imported
 
 
 @app.command()
@@ -72,7 +68,7 @@ def _served(project: Any, stages: list[str], datasets: list[str]) -> dict[str, A
     pools = project.config.of_kind("pool")
     if stages or len(pools) != 1 or (datasets and pools[0] not in datasets):
         return {}
-    from etl.backfill import Backfill
+    from etl.loop.backfill import Backfill
 
     return dict(Backfill(project, pools[0]).serve())
 
@@ -82,8 +78,8 @@ def loop(conf: Conf = ["local"], override: Set = [], json: Json = False, quiet: 
     """One round: train filters, score, select, train induced models, evaluate, gate, promote; summary and report."""
     started = time.monotonic()
     with configured(conf, override, quiet) as project:
-        from etl.loop import Loop
-        from etl.outcome import table, write_outcome
+        from etl.loop.loop import Loop
+        from etl.loop.outcome import table, write_outcome
 
         ended = Loop(project).run()
         summary = write_outcome(project, ended)
@@ -120,10 +116,10 @@ def select(
         raise UserError(f"select: wanted --uids or {given[0]}; found both; fix: leave one out")
     wanted = listed.of_list(uids, uids.stem) if uids else None
     with configured(conf, override, quiet) as project:
-        from etl.budget import repeats_by_fraction, which_pays
-        from etl.compare import churn
-        from etl.filters import Filters
-        from etl.receipts import prove, receipt_of
+        from etl.filters.filters import Filters
+        from etl.loop.budget import repeats_by_fraction, which_pays
+        from etl.select.compare import churn
+        from etl.select.receipts import prove, receipt_of
 
         pool = dataset_of(project, dataset)
         if receipt:
@@ -150,7 +146,7 @@ def select(
 
 def _given(project: Any, filter: str) -> dict[str, Path]:
     """What --filter names, by the name that a rule has for it."""
-    from etl.filters import filter_folder
+    from etl.filters.filters import filter_folder
     from etl.stages.selection import DFN
 
     if not filter:
@@ -188,7 +184,7 @@ def filters(
     Precision and overlap do not say how good a filter is: `dfn loop` with an arm for each does.
     """
     with configured(conf, override, quiet) as project:
-        from etl.filter_table import filter_table
+        from etl.filters.table import filter_table
 
         if not filter and not project.config.filters:
             raise UserError(
@@ -215,7 +211,7 @@ def export(
     """
     with configured(conf, override, quiet) as project:
         from etl.config import folder_of
-        from etl.export import export_selection
+        from etl.export.export import export_selection
 
         pool = dataset_of(project, dataset)
         shards = project.sources[pool].shards

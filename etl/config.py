@@ -14,22 +14,22 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from etl.corpora import CorpusSpec
-from etl.encoder_config import EncoderConfig as EncoderConfig
-from etl.evalsets import EvalSetsConfig
+from etl.dedup.evalsets import EvalSetsConfig
+from etl.encode.encoder_config import EncoderConfig as EncoderConfig
 from etl.evidence.config import EvidenceConfig
-from etl.filter_specs import FilterSpec, problem
-from etl.gate_config import BackfillConfig
+from etl.filters.specs import FilterSpec, problem
+from etl.intake.lists import Columns
+from etl.intake.table_lists import TABLE_NAME, is_table
 from etl.layers import layered
-from etl.lists import Columns
-from etl.loop_config import LoopConfig
-from etl.rule import COLUMNS
+from etl.loop.gate_config import BackfillConfig
+from etl.loop.loop_config import LoopConfig
+from etl.samples.corpora import CorpusSpec
+from etl.select.rule import COLUMNS
 from etl.stage import StageConfig, UserError
 from etl.stages import STAGES
 from etl.stages.selection import DFN, DFN_BEFORE
 from etl.storage import Files, NoSecret, Options, is_readable
 from etl.storage import folder_of as folder_of
-from etl.table_lists import TABLE_NAME, is_table
 
 NEEDED_BY_DOWNLOAD = ("aiohttp", "fastwarc", "protego", "resiliparse")
 

@@ -16,12 +16,12 @@ from typing import Any
 import pandas as pd
 from pyspark.sql import functions as F
 
+from etl.intake.table_lists import is_table, list_table, pin_table
 from etl.probe import IMPORTS, looks, make_look
 from etl.project import Project
 from etl.shards import list_shards
 from etl.stage import Table, UserError, series_udf
 from etl.storage import open_ranges, use
-from etl.table_lists import is_table, list_table, pin_table
 
 PROBED = Table("doctor", key=("host",), ddl="host STRING NOT NULL COMMENT 'that asked'", is_project_wide=True)
 BLOCK_BYTES = 512

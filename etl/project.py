@@ -13,21 +13,22 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from etl import corpora, evalsets
 from etl.config import Config, DatasetConfig, folder_of
-from etl.encoders import encoder_folder, image_model, naming
+from etl.dedup import evalsets
+from etl.encode.encoders import encoder_folder, image_model, naming
+from etl.encode.lanes import TIMINGS
+from etl.intake.table_lists import is_table, pin_table
 from etl.job import Progress, StageRun
-from etl.lanes import TIMINGS
-from etl.lexicon import read_lexicon
-from etl.loop_config import LoopConfig
+from etl.loop.loop_config import LoopConfig
 from etl.run import Runner
+from etl.samples import corpora
+from etl.select.lexicon import read_lexicon
 from etl.session import session
 from etl.stage import Slice, Stage, StageConfig, Table, UserError
 from etl.stages import STAGES, collect, decontaminate_semantic, download, embed, image_signals, ingest
 from etl.stages.features import without_npz
 from etl.storage import use
 from etl.store import Store
-from etl.table_lists import is_table, pin_table
 from etl.tables import CRAWL_FILES, FEATURE_FILES, INPUTS
 from models.filters import check_encoder, save_filter
 from models.records import RECORD, FilterRecord, VectorsRecord

@@ -19,9 +19,9 @@ from typing import IO, Any, NamedTuple
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from etl.intake.uids import uid_of_bytes
 from etl.shard_writer import ShardWriter, ShardWritten, publish, temporary_name, verify, write_manifest
 from etl.tar import MAX_MEMBER_BYTES, Member, Pointer, RangeReader, ShardError, cause, index, open_shard, split_name
-from etl.uids import uid_of_bytes
 from models.images import MAX_PIXELS, ImageError, inspect, sha256_hex, sniff
 
 __all__ = [

@@ -1,6 +1,6 @@
 """Stored vectors of a dataset, memory-mapped.
 
-`etl.export` writes them: a folder of Arrow IPC files `part-*.arrow`, one row a pair, with the columns uid (string),
+`etl.encode.vectors` writes them: a folder of Arrow IPC files `part-*.arrow`, a row a pair, with columns uid (string),
 image and text (binary, little-endian float16), and optionally caption (string) and text_hash. Of the vectors only what
 is asked for is read.
 

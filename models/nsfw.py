@@ -43,7 +43,7 @@ class NsfwRecord(Record):
 
 
 def build(weights: Path, out: Path) -> NsfwRecord:
-    """Copies an ONNX file into the folder `out`, beside its record. `etl.corpora.fetch_weights("open_nsfw")` has it."""
+    """Copies an ONNX file into the folder `out`, beside its record. `etl.samples.corpora` fetches it."""
     with whole_folder(out) as folder:
         shutil.copyfile(weights, folder / WEIGHTS)
         record = NsfwRecord(weights_sha256=sha256_file(folder / WEIGHTS))

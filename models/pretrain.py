@@ -1,4 +1,4 @@
-"""A training run on pixels: `python -m models.train JOB.yaml`, alone or under torchrun; `dfn train` and `etl.launch`.
+"""A training run on pixels: `python -m models.train JOB.yaml`, alone or under torchrun; `dfn train` runs it.
 
 OUT holds init-* (the first weights, where they were drawn), checkpoints, and at the end clip (an encoder folder, as
 `models.clip` loads it) and result.json. The same command again goes on where the run was, or says what it found.

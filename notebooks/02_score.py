@@ -22,7 +22,7 @@ else:
 # COMMAND ----------
 
 from etl.config import folder_of, load
-from etl.filters import filter_folder
+from etl.filters.filters import filter_folder
 from etl.project import Project
 
 project = Project(load([parameters["conf"]], parameters["set"].split()), print)
@@ -49,7 +49,7 @@ with RangeReader() as reader:
 
 # COMMAND ----------
 
-from etl.gpu import make_dfn_score
+from etl.encode.gpu import make_dfn_score
 
 spark = project.store.spark
 spark.createDataFrame(sample[["uid", "text", "image"]]).createOrReplaceTempView("sample")
@@ -64,7 +64,7 @@ scored = spark.sql("SELECT *, dfn_score(image, text) AS score FROM sample ORDER 
 
 import matplotlib.pyplot as plt
 
-from etl.receipts import cuts_of
+from etl.select.receipts import cuts_of
 from models.images import decode_rgb
 from models.records import FilterRecord
 

@@ -17,7 +17,7 @@ from helpers import frame
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from etl import gpu
+from etl.encode import gpu
 from etl.session import session
 from etl.shards import RangeReader, list_shards, scan
 from etl.stages import embed, score
@@ -27,7 +27,7 @@ NUM_TASKS = 4
 
 
 def slots(spark: SparkSession, num_tasks: int, seconds: float) -> list[dict]:
-    """Where and when each of many tasks ran: its GPU by Spark, by `etl.gpu`, its device had it CUDA, its code."""
+    """Where and when each of many tasks ran: its GPU by Spark, by `encode/gpu.py`, its device had it CUDA, its code."""
 
     def record(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         from types import SimpleNamespace
@@ -35,16 +35,16 @@ def slots(spark: SparkSession, num_tasks: int, seconds: float) -> list[dict]:
 
         from pyspark import TaskContext
 
-        import etl.gpu
+        import etl.encode.gpu
 
         for _ in batches:
             start = time.time()
             time.sleep(seconds)
             seen = {"spark": ",".join(TaskContext.get().resources()["gpu"].addresses)}
-            seen |= {"ours": etl.gpu.task_gpu_address(), "code": str(Path(etl.gpu.__file__).absolute())}
+            seen |= {"ours": etl.encode.gpu.task_gpu_address(), "code": str(Path(etl.encode.gpu.__file__).absolute())}
             with_cuda = SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: True))
             with mock.patch.dict(sys.modules, torch=with_cuda):
-                seen["device"] = etl.gpu.task_device()
+                seen["device"] = etl.encode.gpu.task_device()
             yield pd.DataFrame([seen | {"start": start, "end": time.time()}])
 
     columns = "spark string, ours string, code string, device string, start double, end double"

@@ -71,8 +71,8 @@ def mlflow_uri(mlflow_template, tmp_path) -> str:
 def tiny(spark, tmp_path_factory):
     """(project, round) of the tiny recipe, from shards to an induced model's metric."""
     from etl.config import load
-    from etl.loop import Loop
-    from etl.outcome import write_outcome
+    from etl.loop.loop import Loop
+    from etl.loop.outcome import write_outcome
     from etl.project import Project
 
     output = tmp_path_factory.mktemp("tiny")

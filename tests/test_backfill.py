@@ -9,7 +9,7 @@ from test_models_encoder import TINY, tiny_clip
 from test_models_filters import random_heads
 
 from etl.__main__ import _run, app
-from etl.backfill import Plan, model_of
+from etl.loop.backfill import Plan, model_of
 from etl.stage import UserError
 from etl.store import Store
 from etl.tables import EMBEDDINGS, RUNS, SCORES

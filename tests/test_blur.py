@@ -7,7 +7,7 @@ import pytest
 from helpers import picture
 from PIL import Image
 
-from etl.blur import CELLS, pixels, without_faces
+from etl.export.blur import CELLS, pixels, without_faces
 
 
 def array_of(data: bytes) -> np.ndarray:

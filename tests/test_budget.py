@@ -3,8 +3,8 @@
 import mlflow
 import pytest
 
-from etl.budget import points_of, repeats_by_fraction
-from etl.loop_config import LoopConfig
+from etl.loop.budget import points_of, repeats_by_fraction
+from etl.loop.loop_config import LoopConfig
 from etl.stages.selection import Condition, Config, Keep
 from models import tracking
 from models.budget import Point

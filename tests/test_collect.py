@@ -19,13 +19,13 @@ from PIL import Image
 from web import page, wat, write_crawl
 
 from etl.config import load
-from etl.fetch_shards import ShardSink, noted, take_over
 from etl.project import Project
 from etl.shards import index, scan
 from etl.stage import UserError
 from etl.stages import collect, download, ingest
 from etl.store import Store
 from etl.tables import CANDIDATES, CRAWL_FILES, FETCHES, INPUTS, PAIRS
+from etl.web.fetch_shards import ShardSink, noted, take_over
 from models.images import inspect, sha256_hex
 
 

@@ -8,10 +8,10 @@ from helpers import rows_of, uid
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import etl.components
-import etl.skew
-from etl.components import components
-from etl.skew import spread_join
+import etl.dedup.components
+import etl.dedup.skew
+from etl.dedup.components import components
+from etl.dedup.skew import spread_join
 
 EDGES = "uid_a string, uid_b string"
 
@@ -64,7 +64,7 @@ def shapes() -> list[tuple[str | None, str | None]]:
 @pytest.mark.parametrize("partitions", [pytest.param(1, marks=pytest.mark.slow), 4, 13])
 def test_groups_by_rounds_are_those_of_union_find(spark, monkeypatch, partitions):
     """Over partitions and orders; so few rows make a value heavy that the stars are."""
-    for module in (etl.skew, etl.components):
+    for module in (etl.dedup.skew, etl.dedup.components):
         monkeypatch.setattr(module, "MANY", 20)
     edges = random.Random(partitions).sample(shapes(), len(shapes()))
     found = components(spark.createDataFrame(edges, EDGES).repartition(partitions), few=150)
@@ -81,8 +81,8 @@ def test_groups_in_one_task_are_those_of_union_find(spark):
 
 def test_a_chain_of_a_thousand_links_takes_few_rounds(spark, monkeypatch):
     edges, rounds = chain(1000, seed=1), []
-    choose = etl.components._choices
-    monkeypatch.setattr(etl.components, "_choices", lambda *args: rounds.append(1) or choose(*args))
+    choose = etl.dedup.components._choices
+    monkeypatch.setattr(etl.dedup.components, "_choices", lambda *args: rounds.append(1) or choose(*args))
     assert rows_of(components(spark.createDataFrame(edges, EDGES), few=100)) == union_find(edges)
     assert 2 <= len(rounds) <= 6
 
@@ -96,7 +96,9 @@ def test_one_task_finds_the_groups_of_any_edges(pairs):
     half = len(edges) // 2
     batches = [pa.RecordBatch.from_pylist([{"uid_a": a, "uid_b": b} for a, b in part], pa.schema(
         [("uid_a", pa.string()), ("uid_b", pa.string())])) for part in (edges[:half], edges[half:])]  # fmt: skip
-    found = [tuple(row.values()) for batch in etl.components.in_one_task(iter(batches)) for row in batch.to_pylist()]
+    found = [
+        tuple(row.values()) for batch in etl.dedup.components.in_one_task(iter(batches)) for row in batch.to_pylist()
+    ]
     assert sorted(found) == union_find(edges)
 
 

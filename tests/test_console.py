@@ -3,8 +3,8 @@
 import json
 
 from etl.console import emit
+from etl.encode.lanes import TIMINGS
 from etl.job import StageRun
-from etl.lanes import TIMINGS
 from etl.project import _sentence
 
 RESULT = {

@@ -19,8 +19,8 @@ import pydantic
 import pytest
 from PIL import Image
 
-from etl import corpora
-from etl.corpora import CorpusError, CorpusSpec, Package, build, permuted
+from etl.samples import corpora
+from etl.samples.corpora import CorpusError, CorpusSpec, Package, build, permuted
 
 SQUARE = '<path fill="#d00" d="M1 1h8v8z"/>'
 SMALL = CorpusSpec(sources=("iconify_small",))

@@ -24,9 +24,9 @@ from helpers import frame, rows_of, uid
 from PIL import Image
 
 import etl.__main__
-import etl.cli
-from etl import corpora
+import etl.commands.cli
 from etl.config import load
+from etl.samples import corpora
 from etl.shards import list_shards
 from etl.stage import UserError
 from etl.stages import columns, face_boxes, features
@@ -304,7 +304,7 @@ def read_independently(folder: Path, centres: np.ndarray, targets: np.ndarray) -
 @pytest.mark.slow
 def test_the_recipe_from_an_object_store_to_uid_lists_reads_no_tar(spark, server, tmp_path, monkeypatch, capsys):
     """Top 30 % by L/14, and image_based with it, equal a reading by pandas and numpy; vectors and boxes are loaded."""
-    monkeypatch.setattr(etl.cli, "stop_at_signals", lambda: None)
+    monkeypatch.setattr(etl.commands.cli, "stop_at_signals", lambda: None)
     rows, images_ND = put_release(tmp_path / "release")
     server.put(tmp_path / "release")
     rng = np.random.default_rng(4)

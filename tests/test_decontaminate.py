@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from pyspark.sql import functions as F
 from test_semantic import VERSION, clustered, embedded
 
-from etl import evalsets
 from etl.__main__ import _run, app
 from etl.config import load
-from etl.explain import explain
+from etl.dedup import evalsets
 from etl.project import Project
 from etl.run import Runner
+from etl.select.explain import explain
 from etl.stage import UserError
 from etl.stages import decontaminate, decontaminate_semantic, selection
 from etl.tables import CONTAMINATED, EMBEDDINGS, PAIRS

@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from test_components import union_find
 from test_models_minhash import captions, flipped, share
 
-import etl.components
-import etl.groups
-import etl.grow
-import etl.near
-import etl.parts
-import etl.skew
-from etl import urls
+import etl.dedup.components
+import etl.dedup.groups
+import etl.dedup.grow
+import etl.dedup.near
+import etl.dedup.parts
+import etl.dedup.skew
 from etl.config import load
+from etl.dedup import urls
 from etl.run import Runner
 from etl.stage import UserError
 from etl.stages import dedup
@@ -127,9 +127,9 @@ def expected() -> list[tuple]:
 )
 def test_the_ladder_is_the_reference(spark, monkeypatch, expected, partitions):
     """Values of more than 50 rows are heavy; large buckets are split; a band is cut into several parts."""
-    for module in (etl.skew, etl.components, etl.groups):
+    for module in (etl.dedup.skew, etl.dedup.components, etl.dedup.groups):
         monkeypatch.setattr(module, "MANY", 50)
-    monkeypatch.setattr(etl.parts, "PART_ENTRIES", 150)
+    monkeypatch.setattr(etl.dedup.parts, "PART_ENTRIES", 150)
     found = dedup.transform(frame(spark, PAIRS, pool(), partitions), config=ALL)
     assert found.columns == schema_of(DUPLICATES).names
     assert {row[0] for row in expected} == set(METHODS)
@@ -162,7 +162,7 @@ def updated(spark, parts: list[list[dict]], written, config: Config):
 
 def test_what_came_is_held_against_the_pool(spark, monkeypatch, expected):
     """Groups are joined by a row that came, named after one that came, begun by one that was alone; a heavy one too."""
-    for module in (etl.skew, etl.components, etl.grow):
+    for module in (etl.dedup.skew, etl.dedup.components, etl.dedup.grow):
         monkeypatch.setattr(module, "MANY", 50)
     first, second = batches(2)
     config = Config(methods=("sha256", "phash"))
@@ -270,8 +270,8 @@ ENTRIES = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 12)), max_size=40
 def pairs_of(entries, num_new: int, all_pairs: int) -> set[tuple[int, int]]:
     keys, ids = (np.array([entry[n] for entry in entries], np.uint64) for n in (0, 1))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(etl.near, "ALL_PAIRS", all_pairs)
-        ends = [end.tolist() for end in etl.near.bucket_pairs(keys, ids, num_new)]
+        patch.setattr(etl.dedup.near, "ALL_PAIRS", all_pairs)
+        ends = [end.tolist() for end in etl.dedup.near.bucket_pairs(keys, ids, num_new)]
     found = set(zip(*ends, strict=True))
     assert len({(min(pair), max(pair)) for pair in found}) == len(found)
     return found

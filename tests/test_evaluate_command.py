@@ -12,10 +12,10 @@ from test_models_filters import random_heads
 from wds import image_bytes, write_set
 
 from etl.__main__ import _run
-from etl.cli import app
+from etl.commands.cli import app
 from etl.config import load
-from etl.encoder_config import EncoderConfig
-from etl.encoders import encoder_folder
+from etl.encode.encoder_config import EncoderConfig
+from etl.encode.encoders import encoder_folder
 from etl.stage import UserError
 from models import registry, spool
 from models.embedder import Embedder

@@ -16,9 +16,9 @@ import pandas as pd
 import pytest
 from helpers import frame, picture, places, running_in, uid, write_shard
 
-from etl import export, finished
-from etl.blur import without_faces
-from etl.export import export_selection, shard_writer
+from etl.export import export, finished
+from etl.export.blur import without_faces
+from etl.export.export import export_selection, shard_writer
 from etl.run import Runner
 from etl.shard_writer import ShardWriter, publish_json
 from etl.shards import verify

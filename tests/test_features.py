@@ -14,7 +14,7 @@ import pytest
 from helpers import rows_of, uid
 
 import etl.__main__
-import etl.cli
+import etl.commands.cli
 from etl.config import load
 from etl.project import Project
 from etl.run import Runner
@@ -308,7 +308,7 @@ def test_a_kill_between_the_two_tables_of_a_chunk_costs_nothing(store, tmp_path,
 @pytest.fixture
 def dfn(spark, monkeypatch, capsys):
     """dfn(*arguments) -> (exit code, the last line of --json)."""
-    monkeypatch.setattr(etl.cli, "stop_at_signals", lambda: None)
+    monkeypatch.setattr(etl.commands.cli, "stop_at_signals", lambda: None)
 
     def call(*arguments):
         code = etl.__main__._run(partial(etl.__main__.app, [*arguments, "--json", "--quiet"]))

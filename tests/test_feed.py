@@ -12,11 +12,11 @@ from helpers import picture, places, write_shard
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import etl.lanes
-from etl.crash import ChildDecoder
-from etl.feed import Feed, Row
-from etl.gpu import decode_for
-from etl.lanes import TIMINGS, InvalidOutputError, Lane, run_pass
+import etl.encode.lanes
+from etl.encode.crash import ChildDecoder
+from etl.encode.feed import Feed, Row
+from etl.encode.gpu import decode_for
+from etl.encode.lanes import TIMINGS, InvalidOutputError, Lane, run_pass
 from models.images import ImageError
 
 
@@ -59,7 +59,7 @@ def run(files, *readers, window=8, block_rows=4, threads=2, max_invalid_fraction
     lanes = [Lane(r, on_batch=lambda _: None, max_invalid_fraction=max_invalid_fraction) for r in readers]
     feed = Feed(decode_shade, threads=threads, block_rows=block_rows)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(etl.lanes, "WINDOW_ROWS", window)
+        patch.setattr(etl.encode.lanes, "WINDOW_ROWS", window)
         windows = list(run_pass(feed, lanes, iter(rows_of(files))))
     frames = [pd.concat([w[0][n] for w in windows], ignore_index=True) if windows else None for n in range(len(lanes))]
     return frames, windows

@@ -29,12 +29,12 @@ from hostile import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etl.addresses import is_allowed, networks
-from etl.answers import retry_after
-from etl.blocklists import read_blocklists
-from etl.fetch import Fetched, Fetcher, Limits
-from etl.pace import Pace, fetch_all
+from etl.intake.blocklists import read_blocklists
 from etl.stage import UserError
+from etl.web.addresses import is_allowed, networks
+from etl.web.answers import retry_after
+from etl.web.fetch import Fetched, Fetcher, Limits
+from etl.web.pace import Pace, fetch_all
 
 ALLOWED = networks(["127.0.0.1/32", "127.0.0.3/32"])
 FAST = {"deadline_seconds": 2.0, "connect_seconds": 1.0, "backoff_seconds": 0.05, "max_bytes": 1 << 20}

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from etl.config import load
-from etl.filter_recipe import FilterRecipe, datasets
-from etl.loop import Loop
+from etl.filters.recipe import FilterRecipe, datasets
+from etl.loop.loop import Loop
+from etl.loop.training import Trainer, labels_of
 from etl.project import Project
 from etl.stage import UserError
-from etl.training import Trainer, labels_of
 from models.data import Vectors
 from models.encoder import Encoder
 from models.evaluate import evaluate

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from etl.config import load
-from etl.filter_table import filter_table
-from etl.filters import Filters
-from etl.loop import Loop
+from etl.filters.filters import Filters
+from etl.filters.table import filter_table
+from etl.loop.loop import Loop
 from etl.project import Project
 from etl.stage import UserError
 from etl.stages import selection

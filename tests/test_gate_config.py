@@ -7,7 +7,7 @@ import pytest
 import etl.project
 from etl.__main__ import _run, app
 from etl.config import load
-from etl.gate_config import GateConfig
+from etl.loop.gate_config import GateConfig
 from etl.stage import UserError
 
 

@@ -2,7 +2,7 @@
 
 from helpers import frame, uid
 
-from etl.growth import counts
+from etl.intake.growth import counts
 from etl.tables import CANDIDATES, CRAWL_FILES, DUPLICATES, FETCHES, INPUTS, PAIRS, SELECTIONS
 
 MAY, JUNE = "s3://x/CC-MAIN-2024-22/a.warc.gz", "/data/b.csv"

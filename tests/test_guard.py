@@ -7,8 +7,8 @@ import pytest
 from helpers import frame, uid
 from test_models_train import DIMS, SMALL, encoder_record, planted
 
-from etl import guard
-from etl.guard import GuardConfig, Noise
+from etl.filters import guard
+from etl.filters.guard import GuardConfig, Noise
 from etl.stage import UserError
 from etl.tables import PAIRS
 from models.data import write_part

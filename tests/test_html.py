@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from web import page, record, wat, write_crawl
 
-from etl.crawl import Caps, CrawlFile, Found, scan_crawl
-from etl.html import Image, decoded, images_of_html, images_of_wat, largest_of, normalised
-from etl.opt_out import said_by_headers, said_by_metas, said_by_tdmrep
+from etl.web.crawl import Caps, CrawlFile, Found, scan_crawl
+from etl.web.html import Image, decoded, images_of_html, images_of_wat, largest_of, normalised
+from etl.web.opt_out import said_by_headers, said_by_metas, said_by_tdmrep
 
 URL = "http://x.test/a/page.html"
 

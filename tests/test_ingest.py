@@ -18,9 +18,9 @@ import pytest
 from helpers import picture, places, rows_of, uid, write_shard
 from PIL import Image
 
-from etl import corpora
 from etl.config import load
 from etl.run import Runner
+from etl.samples import corpora
 from etl.shards import RangeReader
 from etl.stages import ingest
 from etl.stages.metadata import scan_metadata

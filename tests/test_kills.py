@@ -15,7 +15,7 @@ import pytest
 from helpers import picture, running_in, write_shard
 
 from etl.config import DatasetConfig, load
-from etl.filters import Filters
+from etl.filters.filters import Filters
 from etl.project import Project
 from etl.run import Runner
 from etl.stage import Stage
@@ -145,7 +145,7 @@ def two_shards(tmp_path, tiny_corpus):
 
 @pytest.fixture
 def tiny_corpus():
-    from etl import corpora
+    from etl.samples import corpora
 
     return corpora.build("pool", load(["tiny"]).datasets["pool"].corpus)
 

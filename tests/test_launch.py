@@ -67,7 +67,7 @@ def whole(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_killed_rank_under_torchdistributor_costs_no_bit(spark, tmp_path, whole, monkeypatch):
-    from etl.launch import launch
+    from etl.loop.launch import launch
 
     given = job(tmp_path, "killed", **STEPS)
     monkeypatch.setenv("DFN_TEST_RUN", str(given.out))
@@ -86,7 +86,7 @@ def test_a_killed_rank_under_torchdistributor_costs_no_bit(spark, tmp_path, whol
 @pytest.mark.timeout(1800)
 def test_two_ranks_give_what_one_gives_with_the_same_batch(spark, tmp_path):
     """Barrier mode: each rank in a Spark task. Without the dropout of patches, which ranks draw apart."""
-    from etl.launch import launch
+    from etl.loop.launch import launch
 
     tiny_encoder(tmp_path / "encoder", {"patch_dropout": 0.0})
     for name, changes in {"whole": {}, "parts": {"accumulate": 2, "grad_clip_norm": 1.0}}.items():
@@ -101,7 +101,7 @@ def test_two_ranks_give_what_one_gives_with_the_same_batch(spark, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_what_the_job_refuses_is_not_tried_again(spark, tmp_path):
-    from etl.launch import launch
+    from etl.loop.launch import launch
 
     said = []
     given = job(tmp_path, "refused", data=str(tmp_path / "none"))
@@ -111,7 +111,7 @@ def test_what_the_job_refuses_is_not_tried_again(spark, tmp_path):
 
 
 def test_restarts_are_bounded(tmp_path, monkeypatch):
-    from etl import launch
+    from etl.loop import launch
 
     runs = []
 
@@ -131,7 +131,7 @@ def test_restarts_are_bounded(tmp_path, monkeypatch):
 
 
 def test_a_refusal_that_a_rank_left_is_the_user_s(tmp_path, monkeypatch):
-    from etl import launch
+    from etl.loop import launch
 
     given, runs = job(tmp_path), []
 

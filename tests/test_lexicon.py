@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etl import corpora
 from etl.config import load
-from etl.lexicon import MAX_WORDS, Lexicon, read_lexicon
+from etl.samples import corpora
+from etl.select.lexicon import MAX_WORDS, Lexicon, read_lexicon
 from etl.shards import scan
 from etl.stage import UserError
 

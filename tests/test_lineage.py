@@ -6,12 +6,12 @@ import mlflow
 import pytest
 from training_data import job
 
-from etl.lineage import Lineage
+from etl.commands.train import _from_selection
+from etl.loop.lineage import Lineage
+from etl.loop.train_log import log
+from etl.loop.yardstick import run_id
 from etl.stage import UserError
 from etl.tables import PAIRS, SELECTIONS
-from etl.train_command import _from_selection
-from etl.train_log import log
-from etl.yardstick import run_id
 from models import trace
 from models.pretrain import run
 from models.records import EncoderRecord, FilterRecord, code_commit

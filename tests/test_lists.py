@@ -16,17 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from etl import list_formats
-from etl.blocklists import read_blocklists
 from etl.config import load
-from etl.lists import scan_list
-from etl.packing import list_folders, sweep
+from etl.intake import list_formats
+from etl.intake.blocklists import read_blocklists
+from etl.intake.lists import scan_list
+from etl.intake.packing import list_folders, sweep
 from etl.shards import RangeReader, ShardSummary, ShardWriter
 from etl.stage import UserError
 from etl.stages import ingest
 from etl.stages.inputs import COLUMNS, scanner
 from etl.stages.metadata import scan_metadata
-from etl.url_lists import candidates_of, scan_urls
+from etl.web.url_lists import candidates_of, scan_urls
 
 KINDS = ("uid", "url", "text", "width_px")
 
@@ -299,7 +299,7 @@ def test_a_list_of_paths_reads_nothing_outside_its_folder(tmp_path):
 
 
 def test_a_tar_is_full_at_its_cap_and_rows_keep_their_places(tmp_path, monkeypatch):
-    monkeypatch.setattr("etl.packing.SAMPLES", 3)
+    monkeypatch.setattr("etl.intake.packing.SAMPLES", 3)
     table = pa.table({"text": [str(n) for n in range(8)], "image": [picture(n) for n in range(8)]})
     pq.write_table(table, tmp_path / "a.parquet")
     rows, _ = read(f"{tmp_path}/a.parquet", tmp_path / "packed")

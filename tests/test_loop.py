@@ -12,17 +12,17 @@ import yaml
 from pyspark.sql import functions as F
 
 from etl.config import folder_of
-from etl.export import export_selection
-from etl.gating import CLIP, Gate, _Judged
-from etl.loop import Loop
+from etl.export.export import export_selection
+from etl.loop.gating import CLIP, Gate, _Judged
+from etl.loop.loop import Loop
+from etl.loop.yardstick import run_id
 from etl.project import Project
-from etl.receipts import receipt_of, receipts
+from etl.select.receipts import receipt_of, receipts
+from etl.select.uid_lists import uid_list
 from etl.shards import verify
 from etl.stage import UserError, fold_hash
 from etl.stages import STAGES
 from etl.tables import DATASET_TABLES, EMBEDDINGS, PAIRS, PROJECT_TABLES, PROMOTIONS, RUNS, SCORES, SELECTIONS, STATUSES
-from etl.uid_lists import uid_list
-from etl.yardstick import run_id
 
 SEEDS = (0, 1, 2)
 

@@ -14,8 +14,8 @@ IMAGE_BYTES = 50_000
 
 WORKER = """
 import json, resource, sys
-from etl.feed import Row
-from etl.gpu import Pass
+from etl.encode.feed import Row
+from etl.encode.gpu import Pass
 
 class Null:
     batch_size, columns, num_oom_halvings = 64, ("mean",), 0

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_sample_images
 from test_models_filters import random_heads
 
-from etl.corpora import fetch_weights
+from etl.samples.corpora import fetch_weights
 from models import clip
 from models.encoder import Encoder
 from models.filters import Filter, save_filter

@@ -16,7 +16,7 @@ from test_models_encoder import tiny_clip
 from test_models_filters import random_heads
 from wds import from_corpus, image_bytes, write_set
 
-from etl.corpora import CorpusSpec, build, fetch_weights
+from etl.samples.corpora import CorpusSpec, build, fetch_weights
 from models import clip, tasks
 from models.embedder import Embedder
 from models.encoder import Encoder

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from etl.corpora import fetch_weights
+from etl.samples.corpora import fetch_weights
 from models import nsfw
 from models.nsfw import NsfwReader, NsfwRecord
 from models.records import WeightsError

@@ -16,8 +16,8 @@ from PIL import Image
 from test_models_encoder import TINY, tiny_clip
 from test_models_filters import random_heads
 
+from etl.commands.train import first_weights
 from etl.stage import UserError
-from etl.train_command import first_weights
 from models import registry, spool, tracking
 from models.clip import WEIGHTS, assemble
 from models.embedder import Embedder

@@ -6,10 +6,10 @@ from collections import Counter
 import pytest
 from PIL import Image
 
-from etl import corpora, noisy_sources
-from etl.corpora import CorpusSpec, build
-from etl.packages import default_cache, fetch_package
-from etl.sources import HELD_OUT_ICON_SETS, ICON_SETS, POOL_ICON_SETS, SOURCES
+from etl.samples import corpora, noisy_sources
+from etl.samples.corpora import CorpusSpec, build
+from etl.samples.packages import default_cache, fetch_package
+from etl.samples.sources import HELD_OUT_ICON_SETS, ICON_SETS, POOL_ICON_SETS, SOURCES
 
 PAGES = {
     "usr/doc/a/index.html": '<img src="../img/cat.png" alt=" A  cat "><img src="../img/cat.png" alt="">'

@@ -69,7 +69,7 @@ def test_scores_from_pixels_are_the_stored_ones(tiny, stored, monkeypatch, capsy
 
 
 def test_a_filter_of_other_towers_is_refused(tiny, stored, tmp_path):
-    from etl.gpu import make_dfn_score
+    from etl.encode.gpu import make_dfn_score
     from etl.stages import score
     from models.records import WeightsError
 

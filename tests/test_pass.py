@@ -13,10 +13,10 @@ from pyspark import cloudpickle
 from test_models_encoder import tiny_clip
 
 from etl.config import load
-from etl.encoders import image_model
-from etl.gpu import Pass, make_pass
+from etl.encode.encoders import image_model
+from etl.encode.gpu import Pass, make_pass
+from etl.encode.readers import EncoderSpec
 from etl.project import Project
-from etl.readers import EncoderSpec
 from etl.stages import embed, image_signals, ingest
 from etl.tables import EMBEDDINGS, IMAGE_SIGNALS, PAIRS, RUNS
 from models.encoder import Encoder

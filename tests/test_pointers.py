@@ -6,7 +6,7 @@ import pytest
 from helpers import frame, places, uid, write_shard
 from training_data import job, sample
 
-from etl.pointers import selection_pointers
+from etl.export.pointers import selection_pointers
 from etl.stage import UserError
 from etl.tables import PAIRS, RECEIPTS, SELECTIONS
 from models.images import sha256_hex

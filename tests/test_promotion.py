@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from etl.promotion import PROMOTED, ROLLED_BACK, WAITING, Decision, Promotions, champions, moves, rolled_back
+from etl.loop.promotion import PROMOTED, ROLLED_BACK, WAITING, Decision, Promotions, champions, moves, rolled_back
 from etl.stage import UserError
 from etl.store import Store
 from etl.tables import PROMOTIONS

@@ -15,7 +15,7 @@ from PIL import Image
 from test_collect import project_of
 from web import page, write_crawl
 
-from etl.packages import default_cache, fetch_package
+from etl.samples.packages import default_cache, fetch_package
 from etl.stages import collect, download, ingest, signals
 from etl.store import Store
 from etl.tables import CANDIDATES, CRAWL_FILES, FETCHES, PAIRS, SIGNALS

@@ -7,16 +7,16 @@ import pytest
 from helpers import frame, rows_of, uid
 from pyspark.sql import functions as F
 
-from etl import compare
-from etl.explain import explain
-from etl.receipts import Replay, prove, receipt_of, receipts
 from etl.run import Runner
+from etl.select import compare
+from etl.select.explain import explain
+from etl.select.receipts import Replay, prove, receipt_of, receipts
+from etl.select.uid_lists import read_list, uid_list
 from etl.stage import UserError
 from etl.stages import listed, selection
 from etl.stages.selection import Config, Keep, Unique
 from etl.store import Store
 from etl.tables import DUPLICATES, PAIRS, SCORES, SELECTIONS
-from etl.uid_lists import read_list, uid_list
 from models.data import UID_DTYPE, uid_to_u8
 from models.records import sha256_file
 

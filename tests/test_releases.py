@@ -18,11 +18,11 @@ from helpers import frame, picture, rows_of, uid, write_shard
 from hostile import Site, image, serving
 
 import etl.__main__
-import etl.cli
+import etl.commands.cli
+from etl.intake.table_lists import pin_table
 from etl.stage import UserError
 from etl.stages import collect, ingest
 from etl.store import Store
-from etl.table_lists import pin_table
 from etl.tables import CANDIDATES, CRAWL_FILES, FETCHES, INPUTS, PAIRS
 
 PER_SHARD = 3
@@ -185,7 +185,7 @@ def world(spark, tmp_path_factory):
     """(folder, store, dfn, what each release holds): a config that names them all, and the command."""
     folder = tmp_path_factory.mktemp("releases")
     patch = pytest.MonkeyPatch()
-    patch.setattr(etl.cli, "stop_at_signals", lambda: None)
+    patch.setattr(etl.commands.cli, "stop_at_signals", lambda: None)
     with serving(Site({f"/{n}.png": image(picture(n)) for n in range(5)})) as site:
         held = {"i2d": write_img2dataset(folder / "i2d"),
                 "datacomp": write_datacomp(folder / "datacomp"),

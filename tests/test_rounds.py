@@ -12,11 +12,11 @@ import pytest
 from test_models_spool import Server
 
 from etl.config import load
-from etl.loop import Loop
+from etl.loop.loop import Loop
+from etl.loop.promotion import Promotions, champions
+from etl.loop.yardstick import run_id
 from etl.project import Project
-from etl.promotion import Promotions, champions
 from etl.tables import RUNS
-from etl.yardstick import run_id
 from models import registry, spool
 from models.data import Vectors
 from models.tracking import answering, connect

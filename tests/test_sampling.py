@@ -14,13 +14,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_selection import F1, selected
 
-from etl import balance, soft_cap
-from etl.balance import Balance
-from etl.explain import explain
-from etl.pinned import pins
-from etl.receipts import Replay, prove, receipt_of
 from etl.run import Runner
-from etl.soft_cap import SoftCap, draws
+from etl.select import balance, soft_cap
+from etl.select.balance import Balance
+from etl.select.explain import explain
+from etl.select.pinned import pins
+from etl.select.receipts import Replay, prove, receipt_of
+from etl.select.soft_cap import SoftCap, draws
 from etl.stage import UserError
 from etl.stages import selection
 from etl.stages.selection import Config, Exclude, Keep

@@ -7,9 +7,9 @@ import pytest
 import etl.project
 from etl.__main__ import _run, app
 from etl.config import load
-from etl.search import plan_of
+from etl.loop.search import plan_of
+from etl.loop.training_config import FinetuneConfig
 from etl.stage import UserError
-from etl.training_config import FinetuneConfig
 
 DEV = "datasets.dev={kind: dev, corpus: {sources: [art4apps], skip: 200, limit: 50}}"
 MORE = "datasets.more={kind: filter, corpus: {sources: [art4apps], skip: 300, limit: 50}}"

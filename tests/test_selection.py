@@ -13,9 +13,9 @@ from helpers import frame, rows_of, uid
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from etl import cut, judging
-from etl.cut import find_cut, find_cuts
-from etl.rule import Condition
+from etl.select import cut, judging
+from etl.select.cut import find_cut, find_cuts
+from etl.select.rule import Condition
 from etl.stage import UserError, content_hash, digest, fold_hash
 from etl.stages import selection
 from etl.stages.selection import Config, Exclude, Keep, Unique

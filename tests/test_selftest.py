@@ -12,12 +12,12 @@ from PIL import Image, ImageChops
 from test_models_filters import random_heads
 
 import etl.project
-from etl import selftest
 from etl.__main__ import _run, app
 from etl.config import load
-from etl.planted import PLANTED, Sample, plant, samples, write
+from etl.loop import selftest
+from etl.loop.selftest import Check, _bottom
 from etl.project import Project
-from etl.selftest import Check, _bottom
+from etl.samples.planted import PLANTED, Sample, plant, samples, write
 from models.filters import save_filter
 
 POOL = [Sample(picture(number, (32, 32)), "png", f"picture {number}", f"pool/{number}") for number in range(60)]

@@ -671,7 +671,7 @@ def test_verify_finds_a_cut_at_each_block(folder):
 
 
 def test_neither_spark_nor_torch_is_imported():
-    code = "import sys, etl.shards, etl.strip; print(sorted({'torch', 'pyspark'} & set(sys.modules)))"
+    code = "import sys, etl.shards, etl.export.strip; print(sorted({'torch', 'pyspark'} & set(sys.modules)))"
     root = Path(__file__).parent.parent
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
     assert run.stdout == "[]\n"

@@ -10,7 +10,7 @@ from helpers import rows_of, uid
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from etl.spread import apart, dealt, line_of, shard_at, stride
+from etl.export.spread import apart, dealt, line_of, shard_at, stride
 
 SAMPLES = "uid string, num_repeats int, sha256 string"
 REPEATS = st.lists(st.integers(1, 12), min_size=1, max_size=60)

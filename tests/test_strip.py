@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, PngImagePlugin
 
-from etl.strip import Stripped, strip_metadata
+from etl.export.strip import Stripped, strip_metadata
 from models.images import ImageError, decode_rgb, orientation
 
 SECRET = b"SECRET-48.8584N"

@@ -7,10 +7,10 @@ import mlflow
 import pytest
 
 from etl.config import load
+from etl.loop.training import Data, EvalSet, Trained
+from etl.loop.yardstick import Yardstick
 from etl.project import Project
 from etl.stage import UserError
-from etl.training import Data, EvalSet, Trained
-from etl.yardstick import Yardstick
 from models.tracking import connect
 
 SETTINGS = ["loop.gate.proxy={steps: 10, batch_size: 32}"]

@@ -16,13 +16,13 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import save_file
 
+from etl.encode.vectors import vectors_folder
 from etl.evidence.config import EvidenceConfig
+from etl.loop.training import labels_of
 from etl.project import Project
 from etl.shard_writer import publish_json
 from etl.stage import UserError, digest
 from etl.tables import PAIRS
-from etl.training import labels_of
-from etl.vectors import vectors_folder
 
 STAGES = ("ingest", "decontaminate", "embed", "decontaminate_semantic")
 VERSION = 1
@@ -99,7 +99,7 @@ def _link(folders: list[Path], stock: Path) -> None:
 
 def _facts(project: Project, folders: dict[str, Path]) -> pd.DataFrame:
     """What heuristics look at, of every stocked pair: a few tens of thousands, on the driver."""
-    from etl.lexicon import read_lexicon
+    from etl.select.lexicon import read_lexicon
     from etl.stages.signals import detector
     from models.data import Vectors
 

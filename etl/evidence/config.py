@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
+from etl.loop.training_config import Seeds
 from etl.stage import StageConfig, UserError
-from etl.training_config import Seeds
 
 Share = Annotated[float, pydantic.Field(ge=0, lt=1)]
 Fraction = Annotated[float, pydantic.Field(gt=0, le=1)]

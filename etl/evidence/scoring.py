@@ -66,7 +66,7 @@ def heuristics(facts: pd.DataFrame, pool: Pool) -> Scores:
 
 
 def binary(record: VectorsRecord, good: Vectors, vectors: Vectors, reads: Any, seed: int) -> Scores:
-    """A linear probe on the encoder's own unit vectors: good pairs against as many of the pool (`etl.filters`)."""
+    """A linear probe on the encoder's own unit vectors: good pairs against as many of the pool."""
     space = own_space(record)
     other = vectors.take(drawn(vectors, len(good), seed))
     sides = [[space.project_images(v.image_NI), space.project_texts(v.text_NT)] for v in (good, other)]

@@ -13,7 +13,7 @@ from pyspark.sql import functions as F
 from etl.evidence.bench import Bench
 from etl.evidence.experiments import Lab
 from etl.evidence.jobs import FilterJob
-from etl.filters import Filters
+from etl.filters.filters import Filters
 from etl.project import Project
 from etl.shard_writer import publish_json
 from etl.stages import selection

@@ -22,14 +22,14 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from etl.arrow import batch_of, count_from, schema_of
-from etl.lists import Columns
+from etl.intake.lists import Columns
+from etl.intake.table_lists import GROUP, is_table, list_table, numbered, table_rows
+from etl.intake.uids import uid_of
 from etl.shards import ShardSummary, list_shards
 from etl.stage import Read, Stage, StageConfig, tasks
 from etl.stages.ingest import marked
 from etl.storage import with_storage
-from etl.table_lists import GROUP, is_table, list_table, numbered, table_rows
 from etl.tables import CANDIDATES, CRAWL_FILES
-from etl.uids import uid_of
 
 FOUND = """uid string, url string, text string, alt_raw string, page_url string, host string, chunk_group string,
 sha256 string, opt_out_evidence string"""
@@ -78,7 +78,7 @@ def listing(dataset: Any) -> pd.DataFrame:
 
 def _crawl(uri: str, config: Config) -> Iterator[list[Row] | Row]:
     """Candidates of the pages of a crawl file, and its line."""
-    from etl.crawl import Caps, Found, scan_crawl  # of the extra `web`
+    from etl.web.crawl import Caps, Found, scan_crawl  # of the extra `web`
 
     caps = Caps(config.max_page_bytes, config.max_images_per_page, config.max_records)
     for item in scan_crawl(uri, caps=caps, agent=config.user_agent):
@@ -91,7 +91,7 @@ def _crawl(uri: str, config: Config) -> Iterator[list[Row] | Row]:
 
 def _urls(uri: str, config: Config) -> Iterator[list[Row] | Row]:
     """Candidates of a list, what is none with its status, and its line."""
-    from etl.url_lists import candidates_of, scan_urls
+    from etl.web.url_lists import candidates_of, scan_urls
 
     for item in scan_urls(uri, columns=config.columns):
         if isinstance(item, ShardSummary):
@@ -123,7 +123,7 @@ def scanner(config: Config) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.
 
 def rows_scanner(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """Rows of a table, as `table_rows` gives them, to rows of SCANNED, one each."""
-    from etl.url_lists import candidates_of
+    from etl.web.url_lists import candidates_of
 
     for batch in numbered(batches):
         rows = [with_group(row) for row in candidates_of(batch.drop_columns(["uri", "number"]))]

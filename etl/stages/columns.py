@@ -12,11 +12,11 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from etl.arrow import count_from
+from etl.intake.table_lists import is_table
 from etl.shards import list_shards
 from etl.stage import StageConfig, UserError, tasks
 from etl.stages.metadata import scan_column
 from etl.storage import with_storage
-from etl.table_lists import is_table
 
 MAX_ROWS_BITS = 40
 """Of a place: the number of the file, then that of the row in it."""

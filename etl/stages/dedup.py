@@ -1,6 +1,6 @@
 """Duplicates that need no model. Reads pairs. Writes duplicates: a row per member of a group of two or more, by method.
 
-    url_text    the same canonical URL and normalised caption (`etl/urls.py`)
+    url_text    the same canonical URL and normalised caption (`etl/dedup/urls.py`)
     sha256      the same bytes
     phash       perceptual hashes that differ in few bits
     minhash     captions that share most of their shingles (`models/minhash.py`)
@@ -19,12 +19,12 @@ import pydantic
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from etl.groups import Distance, Edges, equal_groups, near_groups
-from etl.grow import grown_groups
-from etl.near import caption_edges, jaccard, phash_edges
+from etl.dedup.groups import Distance, Edges, equal_groups, near_groups
+from etl.dedup.grow import grown_groups
+from etl.dedup.near import caption_edges, jaccard, phash_edges
+from etl.dedup.urls import url_text
 from etl.stage import Read, Slice, Stage, StageConfig
 from etl.tables import DUPLICATES, PAIRS
-from etl.urls import url_text
 
 Method = Literal["url_text", "sha256", "phash", "minhash"]
 METHODS: tuple[Method, ...] = ("url_text", "sha256", "phash", "minhash")

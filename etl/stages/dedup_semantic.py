@@ -22,9 +22,9 @@ import pydantic
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from etl.components import components
-from etl.grow import regrouped
-from etl.skew import MANY, spread_join
+from etl.dedup.components import components
+from etl.dedup.grow import regrouped
+from etl.dedup.skew import MANY, spread_join
 from etl.stage import Facts, Read, Slice, Stage, StageConfig, for_join, series_udf
 from etl.stages.score import float16
 from etl.tables import DUPLICATES, EMBEDDINGS

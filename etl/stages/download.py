@@ -2,7 +2,7 @@
 
 All rows of a host are one task's: it keeps to the host's pace and asks for its robots.txt once. Before any decoder sees
 them, bytes are held against blocklists and the sha256 that the index has. What is stored has no metadata (EXIF, GPS).
-A killed run is taken up where it was: what was stored is not fetched again (`etl/fetch_shards.py`).
+A killed run is taken up where it was: what was stored is not fetched again (`etl/web/fetch_shards.py`).
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from etl.arrow import batch_of, schema_of
-from etl.blocklists import Blocklist, read_blocklists
-from etl.fetch_shards import Row, ShardSink, noted, notes, take_over
+from etl.export.strip import strip_metadata
+from etl.intake.blocklists import Blocklist, read_blocklists
 from etl.stage import Facts, Read, Stage, StageConfig, digest, tasks
-from etl.strip import strip_metadata
 from etl.tables import CANDIDATES, FETCHES
+from etl.web.fetch_shards import Row, ShardSink, noted, notes, take_over
 from models.images import MAX_PIXELS, ImageError, decode_rgb, measure, sha256_hex
 
 if TYPE_CHECKING:
-    from etl.fetch import Fetched, Limits
+    from etl.web.fetch import Fetched, Limits
 
 WANTED = ("uid", "url", "text", "page_url", "crawl", "host", "sha256", "opt_out_evidence")
 ROW = """uid string, url string, final_url string, status string, status_reason string, http_status int,
@@ -58,7 +58,7 @@ class Config(StageConfig):
     """Of an image as it comes, and unfolded."""
     max_pixels: int = pydantic.Field(default=MAX_PIXELS, gt=0)
     honour_opt_outs: bool = True
-    """robots.txt, X-Robots-Tag, robots meta elements, TDM reservations; see `etl/opt_out.py`."""
+    """robots.txt, X-Robots-Tag, robots meta elements, TDM reservations; see `etl/web/opt_out.py`."""
     user_agent: str = pydantic.Field(default="dfn-etl/0.1", min_length=1, exclude=True)
     """Say who you are and how to reach you; what stands before / or a space is the name that robots.txt is read for."""
     deadline_seconds: float = pydantic.Field(default=30.0, gt=0, exclude=True)
@@ -80,7 +80,7 @@ class Config(StageConfig):
     )
     """Networks such as 10.1.0.0/16 that may be connected to although they are not public: an intranet, a test."""
     blocklists: tuple[Path, ...] = pydantic.Field(default=(), exclude=True)
-    """Text files of URLs, domains, sha256 and perceptual hashes; see `etl/blocklists.py`."""
+    """Text files of URLs, domains, sha256 and perceptual hashes; see `etl/intake/blocklists.py`."""
     pairs_per_shard: int = pydantic.Field(default=1000, gt=0, exclude=True)
     chunk_rows: int = pydantic.Field(default=50_000, gt=0, exclude=True)
     """Candidates per commit, about: whole hosts."""
@@ -96,8 +96,8 @@ class Config(StageConfig):
 
     @property
     def limits(self) -> Limits:
-        from etl.addresses import networks  # of the extra `web`, as is what a task runs
-        from etl.fetch import Limits
+        from etl.web.addresses import networks  # of the extra `web`, as is what a task runs
+        from etl.web.fetch import Limits
 
         return Limits(
             self.user_agent, self.deadline_seconds, self.connect_seconds, self.max_bytes, self.max_redirects,
@@ -161,8 +161,8 @@ class Download:
 
     async def run(self, rows: list[Row]) -> list[Row]:
         """A row of `fetches` for each. What was stored before an error is published all the same."""
-        from etl.fetch import Fetched, Fetcher
-        from etl.pace import Pace, fetch_all
+        from etl.web.fetch import Fetched, Fetcher
+        from etl.web.pace import Pace, fetch_all
 
         queues: dict[str, list[tuple[str, Row]]] = {}
         for row in rows:

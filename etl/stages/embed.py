@@ -9,9 +9,9 @@ import pydantic
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from etl.gpu import Pass, make_pass
-from etl.lanes import TIMINGS
-from etl.readers import EncoderSpec, ReaderSpec
+from etl.encode.gpu import Pass, make_pass
+from etl.encode.lanes import TIMINGS
+from etl.encode.readers import EncoderSpec, ReaderSpec
 from etl.stage import Read, Shared, Stage, StageConfig, tasks
 from etl.tables import EMBEDDINGS, PAIRS
 

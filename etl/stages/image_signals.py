@@ -16,8 +16,8 @@ import pydantic
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from etl.lanes import TIMINGS, Columns, Reader
-from etl.readers import ReaderSpec
+from etl.encode.lanes import TIMINGS, Columns, Reader
+from etl.encode.readers import ReaderSpec
 from etl.stage import Read, Shared, Stage
 from etl.stages.embed import PassConfig, read_pixels, settings, taken
 from etl.tables import IMAGE_SIGNALS, PAIRS

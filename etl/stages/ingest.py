@@ -18,15 +18,15 @@ from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
 from etl.arrow import batch_of, count_from, schema_of
-from etl.blocklists import read_blocklists
-from etl.lists import Columns
-from etl.packing import sweep
+from etl.intake.blocklists import read_blocklists
+from etl.intake.lists import Columns
+from etl.intake.packing import sweep
+from etl.intake.table_lists import GROUP, is_table, list_table, table_rows
 from etl.shards import list_shards
 from etl.stage import Read, Stage, StageConfig, for_join, tasks
 from etl.stages.inputs import COLUMNS, READERS, SCANNED, list_inputs, rows_scanner, scanner
 from etl.stages.metadata import scan_captions
 from etl.storage import with_storage
-from etl.table_lists import GROUP, is_table, list_table, table_rows
 from etl.tables import INPUTS, PAIRS
 
 NOT_PAIRS = ("duplicate_uid", "missing_partner")
@@ -39,8 +39,8 @@ class Config(StageConfig):
     max_member_bytes: int = pydantic.Field(default=64 << 20, gt=0)
     """Members larger than this are not read."""
     blocklists: tuple[Path, ...] = ()
-    """Text files of URLs, domains, sha256 and perceptual hashes; see `etl/blocklists.py`. Another list is another run;
-    what a list has gained since, a rule's `exclude.blocklists` keeps out of selections."""
+    """Text files of URLs, domains, sha256 and perceptual hashes; see `intake/blocklists.py`. Another list is another
+    run; what a list has gained since, a rule's `exclude.blocklists` keeps out of selections."""
     columns: Columns = pydantic.Field(default={})
     """Known to a run only: column of a list -> what it is, where its name does not say."""
     chunk_rows: int = pydantic.Field(default=50, gt=0, exclude=True)

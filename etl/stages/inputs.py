@@ -1,5 +1,5 @@
 """The readers of ingest: one for each key of a dataset's config that names files. Runs on executors; reads files, and
-packs images that lie in no tar (`etl/packing.py`).
+packs images that lie in no tar (`etl/intake/packing.py`).
 
 A reader takes a file and gives batches of some of the columns of `pairs`, with `number`, the place in the file, where
 the order is another; and last the line on the file.
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pyarrow as pa
 
 from etl.arrow import batch_of, count_from, schema_of
-from etl.blocklists import Blocklist, read_blocklists
-from etl.packing import (
+from etl.intake.blocklists import Blocklist, read_blocklists
+from etl.intake.packing import (
     FOLDER_MARK,
     Beside,
     Packer,
@@ -27,10 +27,10 @@ from etl.packing import (
     samples_of_list,
     samples_of_rows,
 )  # fmt: skip
+from etl.intake.table_lists import numbered
 from etl.shards import Row, ShardSummary, list_shards, scan
 from etl.stages.metadata import scan_metadata
 from etl.storage import folder_of, with_storage
-from etl.table_lists import numbered
 
 if TYPE_CHECKING:
     from etl.stages.ingest import Config

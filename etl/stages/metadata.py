@@ -13,8 +13,8 @@ from contextlib import contextmanager, suppress
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from etl.list_formats import DAMAGE, ParquetRows
-from etl.lists import given_uids, reason_of, rename, scan_list, uids_of, values
+from etl.intake.list_formats import DAMAGE, ParquetRows
+from etl.intake.lists import given_uids, reason_of, rename, scan_list, uids_of, values
 from etl.shards import ShardSummary
 from etl.storage import open_ranges
 

@@ -23,9 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from etl.packages import default_cache
+from etl.samples.packages import default_cache
+from etl.samples.sources import SOURCES
 from etl.shards import ShardWriter, index, publish
-from etl.sources import SOURCES
 from models.records import whole_folder
 from tests.bench.measure import OUT, say
 

@@ -26,8 +26,8 @@ import numpy as np
 import pandas as pd
 
 from etl.config import load
-from etl.export import uid_list
-from etl.filters import Filters
+from etl.export.export import uid_list
+from etl.filters.filters import Filters
 from etl.project import Project
 from etl.stages import face_boxes, features, ingest, selection, signals
 from tests.bench import ours, s3

@@ -29,11 +29,11 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from etl.intake.uids import uid_of
 from etl.session import session
 from etl.stages import download
 from etl.stages.collect import group_of_host
 from etl.tar import index
-from etl.uids import uid_of
 from tests.bench.measure import OUT, MissingError, Ratio, Side, against, compare, interleaved, report, say
 from tests.bench.web_server import dead, live, serving
 

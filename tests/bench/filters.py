@@ -18,8 +18,8 @@ from pathlib import Path
 
 from etl.config import load
 from etl.console import emit
-from etl.filter_table import filter_table
-from etl.loop import Loop
+from etl.filters.table import filter_table
+from etl.loop.loop import Loop
 from etl.project import Project
 from etl.tables import EMBEDDINGS
 from tests.bench.measure import OUT, compare, cpu_seconds, report, say

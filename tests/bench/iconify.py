@@ -29,8 +29,8 @@ import numpy as np
 import pandas as pd
 from pyspark.sql import SparkSession
 
-from etl.packages import default_cache, fetch_package
-from etl.sources import _svg
+from etl.samples.packages import default_cache, fetch_package
+from etl.samples.sources import _svg
 from etl.stages import dedup
 from models.images import ImageError, decode_rgb, inspect
 from tests.bench import ours

@@ -31,8 +31,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
 
 from etl.config import load
-from etl.corpora import CorpusSpec, build
-from etl.encoders import encoder_folder
+from etl.encode.encoders import encoder_folder
+from etl.samples.corpora import CorpusSpec, build
 from etl.stages import decontaminate, decontaminate_semantic
 from models.encoder import Encoder
 from models.images import ImageError, decode_rgb, inspect

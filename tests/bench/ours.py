@@ -16,12 +16,12 @@ import torch
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-import etl.gpu
+import etl.encode.gpu
 import models.pixels
-from etl.feed import Feed, Row
-from etl.gpu import decode_for, make_dfn_score
-from etl.lanes import Columns
-from etl.readers import EMBEDDED, EncoderSpec, encoder
+from etl.encode.feed import Feed, Row
+from etl.encode.gpu import decode_for, make_dfn_score
+from etl.encode.lanes import Columns
+from etl.encode.readers import EMBEDDED, EncoderSpec, encoder
 from etl.session import session
 from etl.shards import list_shards
 from etl.stage import series_udf
@@ -142,7 +142,7 @@ def image_tower(spark: SparkSession, folder: Path, num_images: int, gflop_an_ima
     """GFLOP: pixels that are made in the worker -> vectors, inside Spark."""
 
     def encode(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
-        model = encoder(str(folder), etl.gpu.task_device())
+        model = encoder(str(folder), etl.encode.gpu.task_device())
         size = model.record.preprocessing.size_px
         pixels = np.random.default_rng(0).integers(0, 256, (model.record.batch_size, 3, size, size), np.uint8)
         for batch in batches:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 
-from etl import corpora
+from etl.samples import corpora
 from models import clip
 from models.data import Vectors, write_part
 from models.encoder import Encoder

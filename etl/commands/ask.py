@@ -1,0 +1,143 @@
+"""Commands that change nothing: doctor, status, diff, explain, lineage, verify. Read tables, lists, shards, MLflow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from etl.commands.cli import MENDABLE, PARTIAL, Conf, Dataset, Json, Quiet, Set, app, configured, dataset_of
+from etl.console import emit
+from etl.stage import UserError
+
+
+@app.command()
+def verify(folder: Path, json: Json = False) -> None:
+    """Check exported shards, or a corpus, against the manifest: every byte is read."""
+    from etl.shards import verify as check
+
+    if not folder.is_dir():
+        raise UserError(f"wanted a folder of shards; found none at {folder}; fix: name the one with manifest.json")
+    problems = check(str(folder))
+    emit({"folder": folder, "problems": problems or "none"}, as_json=json)
+    if problems:
+        raise typer.Exit(PARTIAL)
+
+
+@app.command()
+def doctor(
+    conf: Conf = ["local"],  # noqa: B006
+    override: Set = [],  # noqa: B006
+    tasks: Annotated[int, typer.Option(min=1, help="Asked at once: at least the cluster's task slots.")] = 16,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Before any GPU time: whether driver and executors have the packages and this code, Delta, GPUs, the data, MLflow.
+
+    Exits with 2 where something has to be mended, and says what. Writes a table of one row and removes it.
+    """
+    with configured(conf, override, quiet) as project:
+        from etl.doctor import Doctor
+
+        found = []
+        for check in Doctor(project, tasks).checks():
+            project.say(f"{check.name}: {'ok' if check.is_ok else 'FAILED'}")
+            found.append(check)
+        emit({check.name: str(check) for check in found}, as_json=json)
+        if not all(check.is_ok for check in found):
+            raise typer.Exit(MENDABLE)
+
+
+@app.command()
+def status(conf: Conf = ["local"], override: Set = [], json: Json = False, quiet: Quiet = False) -> None:  # noqa: B006
+    """Tables with their rows by status, and the selections whose receipts can be replayed, or why not."""
+    with configured(conf, override, quiet) as project:
+        from etl.loop.outcome import rows_by_status
+        from etl.select.receipts import Replay, receipts
+
+        found: dict[str, object] = dict(rows_by_status(project))
+        for dataset in project.config.of_kind("pool"):
+            for id_, receipt in receipts(project.store, dataset).items():
+                obstacle = Replay(project.store, dataset, receipt).obstacle()
+                state = f"cannot be replayed: {obstacle}" if obstacle else "can be replayed"
+                found[f"{dataset}.{id_}"] = f"{receipt['rule']['name']}, {receipt['num_rows']:,} pairs, {state}"
+        emit(found, as_json=json)
+
+
+@app.command()
+def growth(
+    by: Annotated[str, typer.Option(help="crawl, or file: each crawl file, list, shard.")] = "crawl",
+    conf: Conf = ["local"],  # noqa: B006
+    override: Set = [],  # noqa: B006
+    dataset: Dataset = "",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """What each crawl, release or file brought: seen, fetched, rejected and why, pairs, duplicates, kept."""
+    if by not in ("crawl", "file"):
+        raise UserError(f"--by: wanted crawl or file; found {by}")
+    with configured(conf, override, quiet) as project:
+        from etl.intake.growth import growth as found
+
+        emit(found(project.store, dataset_of(project, dataset), by), as_json=json)  # type: ignore[arg-type]
+
+
+@app.command()
+def diff(
+    before: Annotated[str, typer.Argument(help="A selection, from `dfn select` or `dfn status`.")],
+    after: Annotated[str, typer.Argument(help="Another one; or none, with --against.")] = "",
+    against: Annotated[
+        Path | None, typer.Option(help="A published list: .npy of u8,u8, as DFN and DataComp give.")
+    ] = None,
+    conf: Conf = ["local"],  # noqa: B006
+    override: Set = [],  # noqa: B006
+    dataset: Dataset = "",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Who entered and who left between two selections, and why; or one beside a published list of uids."""
+    if bool(after) == bool(against):
+        raise UserError("diff: wanted a second selection or --against LIST; found " + ("both" if after else "neither"))
+    with configured(conf, override, quiet) as project:
+        from etl.select import compare
+
+        pool = dataset_of(project, dataset)
+        if against:
+            emit(compare.against(project.store, pool, before, against), as_json=json)
+        else:
+            emit(compare.diff(project.store, pool, before, after), as_json=json)
+
+
+@app.command()
+def explain(
+    uid: Annotated[str, typer.Argument(help="Of a pair: 32 lower-case hex digits.")],
+    conf: Conf = ["local"],  # noqa: B006
+    override: Set = [],  # noqa: B006
+    dataset: Dataset = "",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """What every stage said of one pair, and why each selection kept it or not."""
+    with configured(conf, override, quiet) as project:
+        from etl.select.explain import explain as explained
+
+        emit(explained(project.store, dataset_of(project, dataset), uid), as_json=json)
+
+
+@app.command()
+def lineage(
+    what: Annotated[str, typer.Argument(help="NAME/VERSION, NAME@ALIAS, a run in MLflow, a selection, or a uid.")],
+    conf: Conf = ["local"],  # noqa: B006
+    override: Set = [],  # noqa: B006
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """From an induced model to the rows, filter version, filter dataset and code that made it; from a selection to its
+    models; from a uid to all selections that hold it and all models trained on it."""
+    with configured(conf, override, quiet) as project:
+        from etl.loop.lineage import Lineage
+        from models.tracking import answering
+
+        with answering(project.tracking_uri):
+            emit(Lineage(project).of(what), as_json=json)

@@ -1,0 +1,1 @@
+"""A selection for whoever trains: shards, uid lists, or pointers into the pool's own shards."""

@@ -1,0 +1,1 @@
+"""Filters judged by the models that their datasets induce: rounds, training, the gate, promotions, lineage."""
