@@ -17,6 +17,7 @@ import typer
 
 from etl.commands import ask, evalset, evaluate, evidence, promote, selftest, train
 from etl.commands.cli import PARTIAL, Conf, Dataset, Json, Quiet, Set, State, app, configured, dataset_of, samples
+from etl.commands.troubles import told
 from etl.console import INTERRUPTED, Reporter, emit
 from etl.samples.corpora import SOURCES, CorpusError, CorpusSpec, build
 from etl.stage import UserError
@@ -261,6 +262,9 @@ def _run(command: Callable[..., Any]) -> int:
             return 2
         if State.is_debug:
             raise
+        if trouble := told(error):
+            sys.stderr.write(f"error: {trouble}\n")
+            return 2
         first = str(error).strip().splitlines()[:1]
         sys.stderr.write(
             f"error: {type(error).__name__}: {first[0] if first else ''} (dfn --debug ... shows the trace)\n"

@@ -4,11 +4,13 @@ nothing; `store.py` reads logs."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
-from etl.stage import Slice, overlap
+from etl.stage import Slice, UserError, overlap
 
 NO_DATA_CHANGE = {
     "OPTIMIZE", "VACUUM START", "VACUUM END", "SET TBLPROPERTIES", "CREATE TABLE", "ADD CONSTRAINT", "ADD COLUMNS",
@@ -26,6 +28,24 @@ class Commit:
     """Rows came, and none went or changed."""
 
     @staticmethod
+    def in_file(path: Path) -> Commit:
+        """From the file of one version in a table's log (Delta's protocol: one action a line, one of them commitInfo).
+
+        Raises UserError for a file that is not whole. Delta itself takes an empty one for a commit that did nothing:
+        what it had added would be gone without a word.
+        """
+        try:
+            actions = [json.loads(line) for line in path.read_text().splitlines()]
+            told: dict[str, Any] = next((action["commitInfo"] for action in actions if "commitInfo" in action), {})
+        except (ValueError, TypeError) as error:
+            raise _damaged(path, f"it cut or altered ({type(error).__name__})") from None
+        if not actions:
+            raise _damaged(path, "it empty")
+        return Commit.of(
+            int(path.stem), told.get("operation", ""), told.get("userMetadata"), told.get("operationParameters")
+        )
+
+    @staticmethod
     def of(version: int, operation: str, user_metadata: str | None, parameters: Mapping[str, Any] | None) -> Commit:
         """From what a log's commitInfo, or a row of DESCRIBE HISTORY, says."""
         return Commit(version, operation, _note(user_metadata), (parameters or {}).get("mode") == "Append")
@@ -33,6 +53,21 @@ class Commit:
     def changes(self, where: Slice) -> bool:
         """Whether rows of a slice may have changed: not by compaction, nor by a commit of another slice."""
         return self.operation not in NO_DATA_CHANGE and overlap(self.note.get("slice", {}), where)
+
+
+def refuse_gaps(log: Path, paths: Sequence[Path]) -> None:
+    """Versions (files of a log, newest first) follow one another. Raises UserError, naming one that is missing."""
+    versions = [int(path.stem) for path in paths]
+    for newer, older in pairwise(versions):
+        if newer != older + 1:
+            raise _damaged(log / f"{older + 1:020d}.json", "it gone")
+
+
+def _damaged(path: Path, found: str) -> UserError:
+    return UserError(
+        f"table {path.parent.parent}: wanted version {int(path.stem)} whole; found {found}, in {path}; "
+        "fix: see 'When a table is damaged' in docs/how-to/resume.md"
+    )
 
 
 def data_version(history: Iterable[Commit], where: Slice) -> int:

@@ -12,7 +12,7 @@ import json
 import tarfile
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Self, cast
@@ -84,15 +84,17 @@ class ShardWriter:
         is_readable = all(split_name(name) == (key, extension) for extension, name in names.items())
         if not names or not is_readable or key == self._last_key or key.startswith("/") or ".." in key.split("/"):
             raise ValueError(f"not a sample that a reader gets back: key {key!r}, extensions {list(names)}")
-        for extension, name in names.items():
-            header = tarfile.TarInfo(name)  # its defaults: mode 0644, owner 0, time 0
-            header.size = len(members[extension])
-            self._tar.addfile(header, BytesIO(members[extension]))
+        with naming(self._path):
+            for extension, name in names.items():
+                header = tarfile.TarInfo(name)  # its defaults: mode 0644, owner 0, time 0
+                header.size = len(members[extension])
+                self._tar.addfile(header, BytesIO(members[extension]))
         self._num_samples, self._last_key = self._num_samples + 1, key
 
     def flush(self) -> None:
         """What was added outlasts this process."""
-        self._sink.file.flush()
+        with naming(self._path):
+            self._sink.file.flush()
 
     def lock(self) -> None:
         """Held until the file is closed or its process dies: a temporary file without a lock has no writer any more."""
@@ -101,8 +103,9 @@ class ShardWriter:
 
     def close(self) -> ShardWritten:
         """Finishes the tar. What is returned goes into the manifest; `publish` gives the file its name."""
-        self._tar.close()
-        self._sink.file.close()
+        with naming(self._path):
+            self._tar.close()
+            self._sink.file.close()
         self._is_open = False
         sink = self._sink
         return ShardWritten(self._temporary, self._num_samples, sink.size_bytes, sink.sha256.hexdigest())
@@ -115,6 +118,17 @@ class ShardWriter:
                 with suppress(OSError):  # a full disk, perhaps
                     unfinished.close()
             self._files.rm_file(self._path)
+
+
+@contextmanager
+def naming(path: str) -> Iterator[None]:
+    """An OSError within the block names this file: that of a write to a full disk names none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, path) from error
 
 
 def temporary_name(name: str) -> str:

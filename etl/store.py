@@ -19,7 +19,7 @@ from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import StructType
 
 from etl.cache import cache_folder, made
-from etl.history import Commit, data_version
+from etl.history import Commit, data_version, refuse_gaps
 from etl.stage import Slice, Table, UserError, conform, digest, predicate
 
 COMMITS = "[0-9]" * 20 + ".json"
@@ -67,10 +67,14 @@ class Store:
         }
         listed = ", ".join(f"'{key}' = '{_sql(value)}'" for key, value in properties.items())
         partitioned = f"PARTITIONED BY ({', '.join(table.sliced_by)})" if table.sliced_by else ""
-        self.spark.sql(
-            f"CREATE TABLE IF NOT EXISTS {self.name(dataset, table)} ({table.ddl}) USING DELTA {partitioned} "
-            f"TBLPROPERTIES ({listed})"
-        )
+        try:
+            self.spark.sql(
+                f"CREATE TABLE IF NOT EXISTS {self.name(dataset, table)} ({table.ddl}) USING DELTA {partitioned} "
+                f"TBLPROPERTIES ({listed})"
+            )
+        except Exception as error:  # of another class under Spark Connect
+            if "DELTA_PROTOCOL_CHANGED" not in str(error) and "DELTA_METADATA_CHANGED" not in str(error):
+                raise  # else somebody made it at the same time
 
     def extend(self, dataset: str, table: Table) -> None:
         """Adds the columns that a table of an earlier release lacks; they are NULL in its rows."""
@@ -96,7 +100,9 @@ class Store:
         """All versions that are still known, newest first."""
         if log := self._log(dataset, table):
             # Read from the log: asked for at every look at every table, and a Spark command takes as long as a write.
-            return [self._commit(path) for path in sorted(log.glob(COMMITS), reverse=True)]
+            paths = sorted(log.glob(COMMITS), reverse=True)
+            refuse_gaps(log, paths)
+            return [self._commit(path) for path in paths]
         # Sorted here: the command's own rows come without a Spark job.
         rows = self.spark.sql(f"DESCRIBE HISTORY {self.name(dataset, table)}").collect()
         told = ((int(r["version"]), r["operation"], r["userMetadata"], r["operationParameters"]) for r in rows)
@@ -104,14 +110,9 @@ class Store:
         return sorted(commits, key=lambda commit: -commit.version)
 
     def _commit(self, path: Path) -> Commit:
-        """What the file of one version says of itself (Delta's protocol, action commitInfo)."""
         key = path, path.stat().st_mtime_ns  # the time, for a table that was removed and made anew
         if key not in self._commits:
-            actions = (json.loads(line) for line in path.read_text().splitlines())
-            told: dict[str, Any] = next((action["commitInfo"] for action in actions if "commitInfo" in action), {})
-            self._commits[key] = Commit.of(
-                int(path.stem), told.get("operation", ""), told.get("userMetadata"), told.get("operationParameters")
-            )
+            self._commits[key] = Commit.in_file(path)
         return self._commits[key]
 
     def _log(self, dataset: str, table: Table) -> Path | None:

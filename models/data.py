@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
+from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
@@ -54,7 +55,7 @@ def open_npy(path: Path) -> NDArray[Any]:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise ValueError(f"wanted an .npy file; found {path}: {error.strerror or error}") from None
-    except ValueError:  # numpy's text advises to unpickle it
+    except (ValueError, EOFError, BadZipFile):  # numpy's text advises to unpickle it
         raise ValueError(f"wanted an .npy file of plain numbers; found another kind of file: {path}") from None
     if not isinstance(found, np.ndarray):
         found.close()

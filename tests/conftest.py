@@ -4,6 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
+import faults
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -17,8 +18,21 @@ READ_TINY = {"test_connect.py", "test_filter_recipe.py", "test_filters.py", "tes
 
 
 def pytest_collection_modifyitems(items):
-    """What takes longest begins first: the tests that share `tiny`."""
+    """What takes longest begins first: the tests that share `tiny`. Those that prove a fault are marked."""
+    proofs = {test for fault in faults.FAULTS.values() for test in fault.tests}
+    for item in items:
+        if faults.test_of(item.nodeid) in proofs:
+            item.add_marker(pytest.mark.fault)
     items.sort(key=lambda item: item.path.name not in READ_TINY)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if config.option.markexpr != "fault":
+        return
+    every = [report for found in terminalreporter.stats.values() for report in found if hasattr(report, "when")]
+    terminalreporter.section("faults")
+    for line in faults.table(every):
+        terminalreporter.write_line(line)
 
 
 def pytest_xdist_make_scheduler(config, log):
