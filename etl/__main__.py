@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from etl.commands import ask, evalset, evaluate, evidence, promote, selftest, train
+from etl.commands import ask, evalset, evaluate, evidence, forget, promote, selftest, train
 from etl.commands.cli import PARTIAL, Conf, Dataset, Json, Quiet, Set, State, app, configured, dataset_of, samples
 from etl.commands.troubles import told
 from etl.console import INTERRUPTED, Reporter, emit
@@ -23,7 +23,16 @@ from etl.samples.corpora import SOURCES, CorpusError, CorpusSpec, build
 from etl.stage import UserError
 from models.records import RegistryError, WeightsError
 
-COMMANDS = (ask, evalset, evaluate, evidence, promote, selftest, train)  # joined the app when they were imported
+COMMANDS = (
+    ask,
+    evalset,
+    evaluate,
+    evidence,
+    forget,
+    promote,
+    selftest,
+    train,
+)  # joined the app when imported
 
 
 @app.command()

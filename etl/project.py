@@ -17,6 +17,7 @@ from etl.config import Config, DatasetConfig, folder_of
 from etl.dedup import evalsets
 from etl.encode.encoders import encoder_folder, image_model, naming
 from etl.encode.lanes import TIMINGS
+from etl.forget.kept_out import read_stay_out
 from etl.intake.table_lists import is_table, pin_table
 from etl.job import Progress, StageRun
 from etl.loop.loop_config import LoopConfig
@@ -200,6 +201,8 @@ class Project:
             known["lexicon_name"] = read_lexicon(self.config.stages.signals.lexicon).name  # type: ignore[attr-defined]
         if "encoder_version" in wanted:
             known |= naming(*self.encoder)
+        if "stay_out" in wanted:
+            known["stay_out"] = read_stay_out(self.store)
         if "columns" in wanted:
             known["columns"] = self.config.datasets[dataset].columns
         if stage in (collect.STAGE, ingest.STAGE):

@@ -189,7 +189,7 @@ def _problems(files: Any, path: str, entry: Mapping[str, Any], size_bytes: int) 
         with files.open(path, "rb") as file:
             if _sha256_hex(file) != entry.get("sha256"):
                 yield "its sha256 is another"
-            num_samples = _count_samples(file) if "shard" in entry else None
+            num_samples = count_samples(file) if "shard" in entry else None
     except ShardError as error:
         yield str(error)
     except OSError as error:
@@ -206,7 +206,7 @@ def _sha256_hex(file: IO[bytes]) -> str:
     return sha256.hexdigest()
 
 
-def _count_samples(file: IO[bytes]) -> int:
+def count_samples(file: IO[bytes]) -> int:
     """Runs of members with one key. Raises ShardError."""
     num_samples, last_key = 0, None
     for member in index(file):

@@ -32,6 +32,7 @@ STATUSES = {
     "not_a_crawl_file": "the file holds no WARC record",
     "blocked_address": "the host is at no address that may be connected to",
     "blocklisted": "on a blocklist, by URL, domain, sha256 or perceptual hash",
+    "forgotten": "taken down by `dfn forget`: counted in a ledger, and in no table",
     "opted_out": "robots.txt, a header or a page says no; the evidence is beside it",
     "dns_error": "the host has no address",
     "connect_error": "no connection, or one that broke",

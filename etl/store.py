@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +18,8 @@ from pyspark.sql.types import StructType
 
 from etl.cache import cache_folder, made
 from etl.history import Commit, data_version, refuse_gaps
+from etl.lease import held
+from etl.log_scrub import without_values
 from etl.stage import Slice, Table, UserError, conform, digest, predicate
 
 COMMITS = "[0-9]" * 20 + ".json"
@@ -63,6 +63,7 @@ class Store:
             "delta.logRetentionDuration": RETENTION,
             "delta.deletedFileRetentionDuration": RETENTION,
             "delta.checkpointInterval": CHECKPOINT_COMMITS,
+            "delta.dataSkippingNumIndexedCols": "0",  # no query is by a range, and a log keeps what rows no longer have
             **{f"delta.constraints.{name}": condition for name, condition in table.checks.items()},
         }
         listed = ", ".join(f"'{key}' = '{_sql(value)}'" for key, value in properties.items())
@@ -196,15 +197,49 @@ class Store:
             options["replaceWhere"] = predicate(where)
         self._write(frame, dataset, table, note, "overwrite", options)
 
-    def _write(
-        self,
-        frame: DataFrame,
-        dataset: str,
-        table: Table,
-        note: dict[str, Any],
-        mode: Literal["append", "overwrite"],
-        options: dict[str, str],
+    def merge(
+        self, frame: DataFrame, dataset: str, table: Table, *, note: dict[str, Any], do: Literal["delete", "update"]
     ) -> None:
+        """Rows there with a key of `frame` go, or are as `frame`, which then has all columns, says. One commit."""
+        frame.createOrReplaceTempView("_merged")
+        keys = " AND ".join(f"t.{column} <=> s.{column}" for column in table.key)
+        settings = {
+            "spark.databricks.delta.commitInfo.userMetadata": json.dumps(note),
+            # Rows go from the files that hold them, and are not only marked.
+            "spark.databricks.delta.merge.deletionVectors.persistent": "false",
+        }
+        with self._set(settings):
+            self.spark.sql(
+                f"MERGE INTO {self.name(dataset, table)} t USING _merged s ON {keys} "
+                f"WHEN MATCHED THEN {'DELETE' if do == 'delete' else 'UPDATE SET *'}"
+            )
+        self.spark.catalog.dropTempView("_merged")
+
+    def purge(self, dataset: str, table: Table) -> bool:
+        """Nothing of what older versions alone hold is left: their files go, and values go from the log.
+
+        Time travel ends there. False where the log is not ours to mend: on an object store or in a catalog it holds
+        smallest and largest values until `delta.logRetentionDuration` has passed.
+        """
+        with self._set({"spark.databricks.delta.retentionDurationCheck.enabled": "false"}):
+            self.spark.sql(f"VACUUM {self.name(dataset, table)} RETAIN 0 HOURS")
+        log = self._log(dataset, table)
+        if log:
+            without_values(log)
+        return log is not None
+
+    @contextmanager
+    def _set(self, settings: dict[str, str]) -> Iterator[None]:
+        for key, value in settings.items():
+            self.spark.conf.set(key, value)
+        try:
+            yield
+        finally:
+            for key in settings:
+                self.spark.conf.unset(key)
+
+    def _write(self, frame: DataFrame, dataset: str, table: Table, note: dict[str, Any],
+               mode: Literal["append", "overwrite"], options: dict[str, str]) -> None:  # fmt: skip
         conformed = conform(frame, self.schema(dataset, table), table)
         writer = conformed.write.format("delta").mode(mode).options(userMetadata=json.dumps(note), **options)
         target = self.name(dataset, table)
@@ -227,28 +262,12 @@ class Store:
         """Compact small files. Readers and receipts see no data change."""
         self.spark.sql(f"OPTIMIZE {self.name(dataset, table)}")
 
-    @contextmanager
-    def lease(self, dataset: str, table: Table) -> Iterator[None]:
+    def lease(self, dataset: str, table: Table) -> AbstractContextManager[None]:
         """Keep a second writer out of a table. The operating system frees a dead holder's lease at once.
 
         Raises UserError with the holder's host, process and start.
         """
-        stem = self._lease_stem(dataset, table)
-        lock = filelock.FileLock(f"{stem}.lock")
-        holder = Path(f"{stem}.holder")
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            who = holder.read_text() if holder.exists() else "an unknown process"
-            raise UserError(
-                f"wanted to write {stem.name}; found it being written by {who}; fix: wait for it or stop it"
-            ) from None
-        try:
-            holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
-            yield
-        finally:
-            holder.unlink(missing_ok=True)
-            lock.release()
+        return held(self._lease_stem(dataset, table))
 
 
 def _within(frame: DataFrame, where: Slice) -> DataFrame:

@@ -1,6 +1,6 @@
 """Every data contract: what a row is, its columns with meaning and unit, key, slices, checks. Touches nothing.
 
-Those of the web are in `web_tables.py`, the statuses in `statuses.py`.
+Those of the web are in `web_tables.py`, of takedowns in `forget/contracts.py`, the statuses in `statuses.py`.
 
 Units are suffixes: `_px`, `_bytes`, `_bits`, `_seconds`, `_fraction`, `_at` (UTC). `is_` starts a boolean, `num_` a
 count.
@@ -8,6 +8,8 @@ count.
 
 from __future__ import annotations
 
+from etl.forget.contracts import FORGOTTEN as FORGOTTEN
+from etl.forget.contracts import TAKEDOWNS as TAKEDOWNS
 from etl.stage import Table
 from etl.statuses import STATUS_CHECK as _STATUS
 from etl.statuses import STATUSES as STATUSES
@@ -287,4 +289,4 @@ DATASET_TABLES = (
     CANDIDATES, CRAWL_FILES, FETCHES, INPUTS, PAIRS, SIGNALS, DUPLICATES, CONTAMINATED, EMBEDDINGS, FEATURE_FILES,
     IMAGE_SIGNALS, SCORES, SELECTIONS, RECEIPTS, SHARDS,
 )  # fmt: skip
-PROJECT_TABLES = (RUNS, EVALUATIONS, PROMOTIONS, EVALSETS)
+PROJECT_TABLES = (RUNS, EVALUATIONS, PROMOTIONS, EVALSETS, FORGOTTEN, TAKEDOWNS)

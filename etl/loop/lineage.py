@@ -6,6 +6,7 @@ Reads receipts, `selections`, `runs` and MLflow. What `dfn train` trained is the
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,19 +125,24 @@ class Lineage:
         at = [name for name in at if not store.read(name, PAIRS).where(F.col("uid") == uid).limit(1).isEmpty()]
         if not at:
             raise UserError(f"lineage: wanted a run in MLflow or the uid of a pair; found neither by {uid}")
-        selections, models = dict[str, str](), list[dict[str, Any]]()
+        selections = dict[str, str]()
         for pool in set(at) & set(config.of_kind("pool")):
             if store.exists(pool, SELECTIONS):
                 rows = store.read(pool, SELECTIONS).where(F.col("uid") == uid).select("selection_id").collect()
                 names = {id_: receipt["rule"]["name"] for id_, receipt in receipts(store, pool).items()}
                 selections |= {row[0]: names.get(row[0], "") for row in rows}
+        return {"uid": uid, "datasets": at, "selections": selections, "models": self.models_on(selections, at)}
+
+    def models_on(self, selections: Iterable[str], datasets: Iterable[str]) -> list[dict[str, Any]]:
+        """Models that were trained on any of these selections, or as filters on any of these datasets."""
+        models = list[dict[str, Any]]()
         for id_ in selections:
             models += [{**_named(run), "selection": id_} for run in trace.runs_with({"selection_id": id_})]
-        learnt_from = {f"/{name}/embeddings" for name in set(at) & set(config.of_kind("filter"))}
+        learnt_from = {f"/{name}/embeddings" for name in set(datasets) & set(self.project.config.of_kind("filter"))}
         if learnt_from:
             runs = trace.runs_with({"kind": "filter"})
             models += [_named(run) for run in runs if any(path.endswith(tuple(learnt_from)) for path in run.inputs)]
-        return {"uid": uid, "datasets": at, "selections": selections, "models": models}
+        return models
 
     def _makers(self, encoder_version: str | None) -> list[Traced]:
         """Runs of `dfn train` that made an encoder."""

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,13 +107,17 @@ def _is_blocked(lines: list[str]) -> Column:
     domains = F.transform(F.sequence(F.lit(1), F.size(labels)), lambda i: F.array_join(F.slice(labels, i, 256), "."))
     names = F.array_compact(F.array("uid", "sha256", "url"))
     is_named = F.arrays_overlap(named, F.concat(names, F.coalesce(domains, F.array().cast("array<string>"))))
-    return reduce(Column.__or__, _is_near(lines), is_named)
+    phashes = [found for line in lines if (found := phash_of(line))]
+    return reduce(Column.__or__, is_near(phashes), is_named)
 
 
-def _is_near(lines: list[str]) -> list[Column]:
-    """Whether a pair's perceptual hash is near a listed one: a condition for each distance that the list names."""
+def is_near(phashes: Iterable[tuple[int, int]]) -> list[Column]:
+    """Whether a pair's perceptual hash is near a listed one: a condition for each distance that the list names.
+
+    `phashes`: 64 bits, and within how many of them.
+    """
     by_bits: dict[int, list[Column]] = {}
-    for listed, bits in (found for line in lines if (found := phash_of(line))):
+    for listed, bits in phashes:
         by_bits.setdefault(bits, []).append(F.lit(_signed(listed)))
     distances = {bits: F.transform(F.array(*some), _distance) for bits, some in by_bits.items()}
     return [F.coalesce(F.array_min(found) <= bits, F.lit(False)) for bits, found in distances.items()]

@@ -15,6 +15,7 @@ from pyspark.errors import AnalysisException
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
+from etl.forget.kept_out import forgotten_of
 from etl.select import judging
 from etl.select.pinned import pinned_bytes
 from etl.stage import Stage, UserError, content_hash, fold_hash, slice_from
@@ -60,6 +61,8 @@ class Proof:
     num_rows: int
     reason: str | None
     """Why it could not be replayed."""
+    num_forgotten: int = 0
+    """Rows that takedowns took out since; `hash` and `num_rows` are with them."""
 
 
 @dataclass(frozen=True)
@@ -150,9 +153,22 @@ def prove(store: Store, dataset: str, receipt: Mapping[str, Any]) -> Proof:
     """Replays a receipt; past retention it is held against the stored rows."""
     replay = Replay(store, dataset, receipt)
     reason = replay.obstacle()
-    found, num_rows = stored(store, dataset, str(receipt["selection_id"])) if reason else replay.run()
+    if not reason:
+        found, num_rows = replay.run()
+        is_proved = found == receipt["hash"] and num_rows == receipt["num_rows"]
+        return Proof("replayed", is_proved, found, num_rows, None)
+    return prove_stored(store, dataset, receipt, reason)
+
+
+def prove_stored(store: Store, dataset: str, receipt: Mapping[str, Any], reason: str | None = None) -> Proof:
+    """Holds a receipt against the rows that are there, with those that were forgotten: hashes are sums."""
+    id_ = str(receipt["selection_id"])
+    found, num_rows = stored(store, dataset, id_)
+    num_forgotten, theirs = forgotten_of(store, dataset, id_)
+    if num_rows < receipt["num_rows"]:  # else a takedown has begun, and its rows are still there
+        found, num_rows = f"{(int(found, 16) + theirs) % (1 << 128):032x}", num_rows + num_forgotten
     is_proved = found == receipt["hash"] and num_rows == receipt["num_rows"]
-    return Proof("stored" if reason else "replayed", is_proved, found, num_rows, reason)
+    return Proof("stored", is_proved, found, num_rows, reason, num_forgotten)
 
 
 def stored(store: Store, dataset: str, selection_id: str) -> tuple[str, int]:

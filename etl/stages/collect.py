@@ -23,6 +23,7 @@ from pyspark.sql import functions as F
 
 from etl.arrow import batch_of, count_from, schema_of
 from etl.intake.lists import Columns
+from etl.intake.stay_out import StayOut, is_forgotten
 from etl.intake.table_lists import GROUP, is_table, list_table, numbered, table_rows
 from etl.intake.uids import uid_of
 from etl.shards import ShardSummary, list_shards
@@ -61,6 +62,8 @@ class Config(StageConfig):
     """Known to a run only: the crawl, where no path says which one of Common Crawl's it is."""
     urls: str = pydantic.Field(default="", exclude=True)
     """Known to a run only: the lists of URLs of the dataset, or the table."""
+    stay_out: StayOut = pydantic.Field(default=StayOut(), exclude=True)
+    """Known to a run only: what was forgotten."""
     storage: dict[str, dict[str, Any]] = pydantic.Field(default={}, exclude=True)
     """Known to a run only: see `etl/storage.py`."""
 
@@ -175,7 +178,12 @@ def scan_all(files: DataFrame, config: Config) -> DataFrame:
 
 
 def transform(files: DataFrame, known: DataFrame, *, config: Config) -> tuple[DataFrame, DataFrame]:
-    scanned = scan_all(files, config).localCheckpoint()
+    scanned = scan_all(files, config)
+    if config.stay_out:
+        keys = is_forgotten(config.stay_out, uid="uid", url="url", page="page_url", sha256=F.lower("sha256"))
+        status = F.when(~F.col("is_file") & keys, "forgotten").otherwise(F.col("status"))
+        scanned = scanned.withColumn("status", status)
+    scanned = scanned.localCheckpoint()
     images = scanned.where("NOT is_file AND status = 'ok'")
     images = images.withColumns({"shard": F.col("uri"), "offset_bytes": F.col("number")})
     before = known.withColumnsRenamed({"file": "shard", "number": "offset_bytes"})

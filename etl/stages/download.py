@@ -26,6 +26,7 @@ from pyspark.sql import functions as F
 from etl.arrow import batch_of, schema_of
 from etl.export.strip import strip_metadata
 from etl.intake.blocklists import Blocklist, read_blocklists
+from etl.intake.stay_out import REASON, StayOut
 from etl.stage import Facts, Read, Stage, StageConfig, digest, tasks
 from etl.tables import CANDIDATES, FETCHES
 from etl.web.fetch_shards import Row, ShardSink, noted, notes, take_over
@@ -81,6 +82,8 @@ class Config(StageConfig):
     """Networks such as 10.1.0.0/16 that may be connected to although they are not public: an intranet, a test."""
     blocklists: tuple[Path, ...] = pydantic.Field(default=(), exclude=True)
     """Text files of URLs, domains, sha256 and perceptual hashes; see `etl/intake/blocklists.py`."""
+    stay_out: StayOut = pydantic.Field(default=StayOut(), exclude=True)
+    """Known to a run only: what was forgotten."""
     pairs_per_shard: int = pydantic.Field(default=1000, gt=0, exclude=True)
     chunk_rows: int = pydantic.Field(default=50_000, gt=0, exclude=True)
     """Candidates per commit, about: whole hosts."""
@@ -155,7 +158,7 @@ class Download:
 
     def __init__(self, config: Config, sink: ShardSink) -> None:
         self._config, self._sink = config, sink
-        self._blocklist: Blocklist = read_blocklists(config.blocklists)
+        self._blocklist: Blocklist = read_blocklists(config.blocklists, config.stay_out)
         self._failed: list[Row] = []
         self._thread = ThreadPoolExecutor(1)  # decodes and writes, while the loop reads from the network
 
@@ -189,6 +192,8 @@ class Download:
                 image, extension = self._checked(row, found.data, str(ended["sha256"]))
             except ImageError as error:
                 ended |= {"status": error.status, "status_reason": error.reason}
+                if error.reason == REASON:  # its hash is not written down again
+                    ended["sha256"] = None
             else:
                 facts = {name: row[name] for name in ("uid", "url", "page_url", "crawl")}
                 facts |= {"caption": row["text"], "sha256": sha256_hex(image), "original_sha256": ended["sha256"]}

@@ -21,6 +21,7 @@ from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
 from etl.arrow import batch_of, count_from, schema_of
+from etl.intake.stay_out import StayOut, is_forgotten
 from etl.shards import list_shards
 from etl.stage import Read, Stage, StageConfig, digest, for_join, tasks
 from etl.stages.metadata import scan_uids
@@ -50,6 +51,8 @@ class Config(StageConfig):
     """Known to a run only: first 16 hex digits of the sha256 over its record."""
     columns: dict[str, str] = pydantic.Field(default={})
     """Known to a run only: those of ingest, by which a row has its uid."""
+    stay_out: StayOut = pydantic.Field(default=StayOut(), exclude=True)
+    """Known to a run only: what was forgotten."""
     storage: dict[str, dict[str, Any]] = pydantic.Field(default={}, exclude=True)
     """Known to a run only: see `etl/storage.py`."""
     without_npz: str = ""
@@ -146,14 +149,20 @@ def _none(reason: str) -> dict[str, Any]:
 def transform(files: DataFrame, known: DataFrame, *, config: Config) -> tuple[DataFrame, DataFrame]:
     spread = files.repartition(tasks(config.num_tasks, files))
     # Python: npz is numpy's format.
-    scanned = spread.mapInArrow(loader(config), ROW).localCheckpoint()
+    scanned = spread.mapInArrow(loader(config), ROW)
+    if config.stay_out:
+        keys = ~F.col("is_file") & is_forgotten(config.stay_out, uid="uid")
+        scanned = scanned.withColumn("status", F.when(keys, "forgotten").otherwise(F.col("status")))
+    scanned = scanned.localCheckpoint()
     rows, encoder = scanned.where("NOT is_file"), F.lit(config.encoder).alias("encoder")
     version = F.lit(config.encoder_version).alias("encoder_version")
     own = known.where((F.col("encoder") == config.encoder) & (F.col("encoder_version") == config.encoder_version))
     # Before the vectors are written: what reads `known` after that would find each row to be its own duplicate.
     again = for_join(repeated(rows, own))
-    embeddings = rows.join(again, on=["uri", "number"], how="left_anti").select(
-        encoder, version, "uid", "image_embedding", "text_embedding", "cosine", "status", "status_reason"
+    embeddings = (
+        rows.where("status != 'forgotten'")
+        .join(again, on=["uri", "number"], how="left_anti")
+        .select(encoder, version, "uid", "image_embedding", "text_embedding", "cosine", "status", "status_reason")
     )
     counts = rows.groupBy("uri", "status").agg(F.count(F.lit(1)).alias("n")).groupBy("uri")
     by_status = F.map_from_entries(F.collect_list(F.struct("status", "n"))).alias("num_by_status")

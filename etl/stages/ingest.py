@@ -21,6 +21,7 @@ from etl.arrow import batch_of, count_from, schema_of
 from etl.intake.blocklists import read_blocklists
 from etl.intake.lists import Columns
 from etl.intake.packing import sweep
+from etl.intake.stay_out import StayOut, is_forgotten
 from etl.intake.table_lists import GROUP, is_table, list_table, table_rows
 from etl.shards import list_shards
 from etl.stage import Read, Stage, StageConfig, for_join, tasks
@@ -29,7 +30,7 @@ from etl.stages.metadata import scan_captions
 from etl.storage import with_storage
 from etl.tables import INPUTS, PAIRS
 
-NOT_PAIRS = ("duplicate_uid", "missing_partner")
+NOT_PAIRS = ("duplicate_uid", "missing_partner", "forgotten")
 """Samples that `inputs` counts and that make no row in `pairs`."""
 
 
@@ -55,6 +56,8 @@ class Config(StageConfig):
     """Known to a run only: lists that give captions to shards, joined by uid."""
     images: str = pydantic.Field(default="", exclude=True)
     """Known to a run only: what the dataset's images are, where they lie in no tar; shards_root is where they go."""
+    stay_out: StayOut = pydantic.Field(default=StayOut(), exclude=True)
+    """Known to a run only: what was forgotten."""
     storage: dict[str, dict[str, Any]] = pydantic.Field(default={}, exclude=True)
     """Known to a run only: see `etl/storage.py`."""
 
@@ -93,7 +96,9 @@ def transform(files: DataFrame, known: DataFrame, *, config: Config) -> tuple[Da
     if config.metadata and config.shards_root:
         samples = with_captions(samples, config).localCheckpoint()
     samples = samples.withColumn("shard", F.expr(f"substring(shard, {len(config.shards_root) + 2})"))
-    samples = marked(samples, known)
+    keys = is_forgotten(config.stay_out, uid="uid", url="url", sha256="sha256", phash="phash")
+    samples = samples.withColumn("status", F.when(keys, "forgotten").otherwise(F.col("status")))
+    samples = marked(samples if not config.stay_out else samples.localCheckpoint(), known)
     pairs = samples.where(~F.col("status").isin(*NOT_PAIRS) & ~F.col("is_written")).select(*COLUMNS)
     counts = (
         samples.groupBy("uri", "status")
@@ -126,7 +131,7 @@ def marked(samples: DataFrame, known: DataFrame) -> DataFrame:
         "uid", F.col("shard").alias("known_shard"), F.col("offset_bytes").alias("known_offset"),
         F.lit(True).alias("is_known"),
     )  # fmt: skip
-    is_sample = F.col("status") != "missing_partner"
+    is_sample = ~F.col("status").isin("missing_partner", "forgotten")
     order = Window.partitionBy("uid", "is_sample").orderBy(
         F.col("shard").asc_nulls_last(), "offset_bytes", "uri", "number"
     )

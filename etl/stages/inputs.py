@@ -107,7 +107,7 @@ def scanner(config: Config) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.
     """Files to rows of SCANNED: one per sample, and one per file with status and reason of the file."""
 
     def scan_files(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        task = Task(config, read_blocklists(config.blocklists))
+        task = Task(config, read_blocklists(config.blocklists, config.stay_out))
         for file in (file for batch in batches for file in batch.to_pylist()):
             number = 0
             for item in READERS[file["reader"]](file["uri"], task):
@@ -125,7 +125,7 @@ def rows_scanner(config: Config) -> Callable[[Iterator[pa.RecordBatch]], Iterato
     """Rows of a table, as `table_rows` gives them, to rows of SCANNED, one each."""
 
     def scan_rows(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        task = Task(config, read_blocklists(config.blocklists))
+        task = Task(config, read_blocklists(config.blocklists, config.stay_out))
         for uri, rows in groupby(_tagged(batches), key=itemgetter(0)):
             for batch in task.packed(sample for _, sample in rows):
                 yield _scanned(batch, uri, 0)
