@@ -11,6 +11,7 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +20,19 @@ from models.records import write_whole
 
 VALUES = ("minValues", "maxValues")
 ACTIONS = ("add", "remove")
+
+
+def has_dead_files(log: Path) -> bool:
+    """Whether a table's folder may hold a data file that its newest version does not: of an older one, or of a kill."""
+    live, commits = set[str](), sorted(path for path in log.glob("*.json") if path.name[:20].isdigit())
+    if [int(path.stem) for path in commits] != list(range(len(commits))):
+        return True  # the log does not reach back to the beginning
+    for path in commits:
+        for action in map(json.loads, path.read_text().splitlines()):
+            live |= {unquote(action["add"]["path"])} if "add" in action else set()
+            live -= {unquote(action["remove"]["path"])} if "remove" in action else set()
+    files = (path for path in log.parent.rglob("*") if path.is_file() and not path.is_relative_to(log))
+    return any(str(path.relative_to(log.parent)) not in live for path in files if path.suffix != ".crc")
 
 
 def without_values(log: Path) -> int:

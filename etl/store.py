@@ -19,7 +19,7 @@ from pyspark.sql.types import StructType
 from etl.cache import cache_folder, made
 from etl.history import Commit, data_version, refuse_gaps
 from etl.lease import held
-from etl.log_scrub import without_values
+from etl.log_scrub import has_dead_files, without_values
 from etl.stage import Slice, Table, UserError, conform, digest, predicate
 
 COMMITS = "[0-9]" * 20 + ".json"
@@ -27,7 +27,7 @@ COMMITS = "[0-9]" * 20 + ".json"
 RETENTION = "interval 400 days"
 """Receipts can be replayed as long: Delta's own defaults would forget after 7 and 30 days."""
 CHECKPOINT_COMMITS = "50"
-"""Delta's own 10 is for commits of many files. Ours are few: a checkpoint takes as long as eight of them."""
+"""Delta's own 10 is for commits of many files; ours are few."""
 
 
 @dataclass(frozen=True)
@@ -218,20 +218,20 @@ class Store:
     def purge(self, dataset: str, table: Table) -> bool:
         """Nothing of what older versions alone hold is left: their files go, and values go from the log.
 
-        Time travel ends there. False where the log is not ours to mend: on an object store or in a catalog it holds
-        smallest and largest values until `delta.logRetentionDuration` has passed.
+        Time travel ends there. False where the log is not ours to mend, on an object store or in a catalog: that of an
+        older table holds smallest and largest values until `delta.logRetentionDuration` has passed.
         """
-        with self._set({"spark.databricks.delta.retentionDurationCheck.enabled": "false"}):
-            self.spark.sql(f"VACUUM {self.name(dataset, table)} RETAIN 0 HOURS")
-        log = self._log(dataset, table)
+        if (log := self._log(dataset, table)) is None or has_dead_files(log):
+            with self._set({"spark.databricks.delta.retentionDurationCheck.enabled": "false"}):
+                self.spark.sql(f"VACUUM {self.name(dataset, table)} RETAIN 0 HOURS")
         if log:
             without_values(log)
         return log is not None
 
     @contextmanager
     def _set(self, settings: dict[str, str]) -> Iterator[None]:
-        for key, value in settings.items():
-            self.spark.conf.set(key, value)
+        for setting in settings.items():
+            self.spark.conf.set(*setting)
         try:
             yield
         finally:

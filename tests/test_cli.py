@@ -122,6 +122,10 @@ def test_a_mistake_in_the_config_is_one_line_and_exit_code_2(dfn, settings, says
         ("train /nowhere --data /x --with lr", ["--with: wanted FIELD=VALUE", "'lr'"]),
         ("train /nowhere --data /x --samples-seen many", ["--samples-seen: wanted a number", "'many'"]),
         ("verify /nowhere", ["wanted a folder of shards", "none at /nowhere", "fix:"]),
+        ("verify . --ledger", ["wanted a folder or --ledger", "found both"]),
+        ("forget --conf tiny --uid abc", ["--uid: wanted 32 hex digits", "found 'abc'", "fix:"]),
+        ("forget --conf tiny --from /nowhere", ["wanted a text file", "found /nowhere", "fix:"]),
+        ("forget --conf tiny --distance 65 --phash 0", ["--distance", "65"]),
     ],
 )
 def test_a_mistake_in_the_arguments_is_one_line_and_exit_code_2(dfn, arguments, says):

@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import picture, rows_of
-from hostile import Site, hang_up, image, serving, status, with_exif
+from hostile import Site, hang_up, image, redirect, serving, status, with_exif
 from PIL import Image
 from web import page, wat, write_crawl
 
 from etl.config import load
+from etl.intake.stay_out import StayOut, key_hash
 from etl.project import Project
 from etl.shards import index, scan
 from etl.stage import UserError
@@ -230,6 +231,23 @@ def test_an_image_whose_perceptual_hash_is_near_a_blocked_one_is_in_no_shard(tmp
     }  # fmt: skip
     (tar,) = (tmp_path / "web").glob("*/*.tar")
     assert picture(0) not in tar.read_bytes()
+
+
+def test_what_was_forgotten_is_neither_asked_for_nor_stored_nor_written_down(tmp_path):
+    """By its bytes, by a URL that leads to it, by its own URL; beside one that comes in."""
+    with serving(Site({f"/{n}": image(picture(n)) for n in range(3)})) as site:
+        site.answers["/1"] = redirect("/gone")
+        keys = [("sha256", sha256_hex(picture(0))), ("url", f"{site.url}/gone")]
+        stay_out = StayOut(frozenset(bytes.fromhex(key_hash(*key)) for key in keys))
+        found = downloaded(tmp_path, task_rows(site, 3), stay_out=stay_out)
+        assert "/gone" not in {path for _, path in site.requests}
+    told = {row["url"][-1]: (row["status"], row["status_reason"], row["sha256"], row["final_url"]) for row in found}
+    assert told["2"][0] == "ok"
+    blocked = ("blocklisted", "it was forgotten", None)
+    assert (told["0"][:3], told["1"]) == (blocked, (*blocked, None))
+    (tar,) = tmp_path.glob("*/*.tar")
+    assert picture(0) not in tar.read_bytes()
+    assert picture(2) in tar.read_bytes()
 
 
 def test_a_large_jpeg_is_decoded_small_and_made_smaller_to_the_pixel(monkeypatch):

@@ -16,6 +16,7 @@ from helpers import rows_of, uid
 import etl.__main__
 import etl.commands.cli
 from etl.config import load
+from etl.intake.stay_out import StayOut, key_hash
 from etl.project import Project
 from etl.run import Runner
 from etl.shards import verify
@@ -256,6 +257,13 @@ def test_the_first_of_a_uid_stays_and_a_row_without_one_gets_that_of_ingest(stor
     loaded(store, tmp_path, chunk_rows=chunk_rows)
     assert statuses(store, "image_embedding") == [(u, "ok", a["l14_img"][n].tobytes()) for u, a, n in wanted]
     assert ledger(store) == {"0": ("ok", 3, {"ok": 3}), "1": ("ok", 3, {"ok": 3}), "2": ("ok", 2, {"ok": 2})}
+
+
+def test_vectors_of_what_was_forgotten_are_counted_and_not_loaded(store, tmp_path):
+    write(tmp_path, "0", [uid(0), uid(1), uid(2)], arrays_of([0.1, 0.2, 0.3]))
+    loaded(store, tmp_path, stay_out=StayOut(frozenset({bytes.fromhex(key_hash("uid", uid(1)))})))
+    assert statuses(store) == [(uid(0), "ok"), (uid(2), "ok")]
+    assert ledger(store) == {"0": ("ok", 3, {"ok": 2, "forgotten": 1})}
 
 
 def test_new_files_alone_are_read_and_a_late_npz_begins_anew(store, tmp_path):

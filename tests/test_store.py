@@ -3,7 +3,9 @@
 import multiprocessing
 import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from etl.history import Commit, _note, data_version
@@ -140,6 +142,32 @@ def test_replacing_nothing_by_nothing_is_a_commit_too_for_its_note_says_what_was
         nothing = frame(fruit, ("apple", "gala", 1)).limit(0)
         fruit.replace(nothing, "garden", FRUIT, where=where, note={"slice": where, "key": key})
     assert [commit.note.get("key") for commit in fruit.history("garden", FRUIT)] == ["second", "first", None]
+
+
+def test_what_is_purged_is_in_no_version_and_no_log_and_the_table_goes_on(fruit):
+    """Also by a session that has the log in mind, with a checkpoint in it, of a table that keeps values."""
+    name = fruit.name("garden", FRUIT)
+    kept = "'delta.checkpointInterval' = '2', 'delta.dataSkippingNumIndexedCols' = '32'"
+    fruit.spark.sql(f"ALTER TABLE {name} SET TBLPROPERTIES ({kept})")
+    for number, sort in enumerate(("boskoop", "gala", "elstar")):
+        append(fruit, ("apple", sort, 200 + number), content=sort, chunk=str(number))
+    folder = Path(fruit.root.removeprefix("file://")) / "garden" / "fruit"
+    gone = frame(fruit, ("apple", "boskoop", None)).select("kind", "name")
+    fruit.merge(gone, "garden", FRUIT, note={"slice": {}, "forget": "t"}, do="delete")
+    fruit.merge(frame(fruit, ("apple", "gala", 7)), "garden", FRUIT, note={"slice": {}}, do="update")
+    is_local = "://" not in fruit.root
+    assert list((folder / "_delta_log").glob("*.checkpoint.parquet"))
+    assert fruit.purge("garden", FRUIT) is is_local
+    data = [path for path in folder.rglob("*.parquet") if "_delta_log" not in path.parts]
+    assert sorted(row["name"] for path in data for row in pq.read_table(path).to_pylist()) == ["elstar", "gala"]
+    texts = [path.read_text() for path in (folder / "_delta_log").glob("*.json")]
+    states = [str(pq.read_table(path).to_pylist()) for path in (folder / "_delta_log").glob("*.checkpoint.parquet")]
+    assert any("boskoop" in text for text in (*texts, *states)) is not is_local
+    for store in (fruit, Store(fruit.spark.newSession(), fruit.root)):
+        assert rows(store) == [("apple", "elstar", 202), ("apple", "gala", 7)]
+    append(fruit, ("pear", "conference", 150), content="c")
+    assert rows(fruit)[2:] == [("pear", "conference", 150)]
+    assert [c.note["chunk"] for c in fruit.history("garden", FRUIT) if "chunk" in c.note] == ["2", "1", "0"]
 
 
 def test_a_replacement_outside_its_slice_is_refused(fruit):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -13,14 +14,37 @@ from etl.stage import UserError
 
 
 @app.command()
-def verify(folder: Path, json: Json = False) -> None:
-    """Check exported shards, or a corpus, against the manifest: every byte is read."""
-    from etl.shards import verify as check
+def verify(
+    folder: Annotated[Path | None, typer.Argument(help="Of exported shards, or a corpus. None: the project.")] = None,
+    ledger: Annotated[bool, typer.Option("--ledger", help="Of the project: rows in = rows out, and orphans.")] = False,
+    conf: Conf = ["local"],  # noqa: B006
+    override: Set = [],  # noqa: B006
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check a folder of shards against its manifest, every byte; or a project.
 
-    if not folder.is_dir():
-        raise UserError(f"wanted a folder of shards; found none at {folder}; fix: name the one with manifest.json")
-    problems = check(str(folder))
-    emit({"folder": folder, "problems": problems or "none"}, as_json=json)
+    Of a project: its tables against their contracts, its shards against their manifests or the hashes of ingest, its
+    vectors against their encoder and its canaries. With --ledger: whether each row that went into a stage came out by a
+    status, and whether every uid is that of a pair. A line for each finding, which says what to run; exit code 3.
+    """
+    if folder is not None:
+        from etl.shards import verify as check
+
+        if ledger:
+            raise UserError("verify: wanted a folder or --ledger; found both; fix: leave one out")
+        if not folder.is_dir():
+            raise UserError(f"wanted a folder of shards; found none at {folder}; fix: name the one with manifest.json")
+        problems, what = check(str(folder)), {"folder": str(folder)}
+    else:
+        with configured(conf, override, quiet) as project:
+            from etl.checks import verify as checks
+
+            problems = list(checks.rows(project) if ledger else checks.contents(project))
+            what = {"project": project.config.name}
+    if not json:
+        sys.stdout.writelines(f"{line}\n" for line in problems)
+    emit({**what, "problems": (problems if json else len(problems)) if problems else "none"}, as_json=json)
     if problems:
         raise typer.Exit(PARTIAL)
 

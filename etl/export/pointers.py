@@ -6,12 +6,14 @@ one that executors, driver and trainers all see.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
 from pyspark.sql import functions as F
 
+from etl.forget.kept_out import forgotten_of, takedowns
 from etl.select.receipts import receipt_of
 from etl.shards import publish, temporary_name, write_manifest
 from etl.stage import UserError
@@ -29,10 +31,15 @@ def selection_pointers(store: Store, dataset: str, selection_id: str, out: Path,
         UserError: no pair of the selection has pixels.
     """
     folder = out / f"pointers-{selection_id}"
+    num_forgotten, _ = forgotten_of(takedowns(store), dataset, selection_id)
     if (folder / MANIFEST).exists():
-        return folder
+        if json.loads((folder / MANIFEST).read_text()).get("num_forgotten", 0) == num_forgotten:
+            return folder
+        (folder / MANIFEST).unlink()  # made before pairs of it were taken down
     receipt = receipt_of(store, dataset, selection_id)
     folder.mkdir(parents=True, exist_ok=True)
+    for earlier in folder.glob("part-*.arrow"):
+        earlier.unlink()
     chosen = store.read(dataset, SELECTIONS, where={"selection_id": selection_id}).select("uid", "num_repeats")
     pairs = store.read(dataset, PAIRS).select("uid", "text", "shard", "offset_bytes", "size_bytes", "sha256")
     found = chosen.join(pairs.where("shard IS NOT NULL AND text IS NOT NULL"), on="uid", how="inner")
@@ -48,6 +55,7 @@ def selection_pointers(store: Store, dataset: str, selection_id: str, out: Path,
     if not num_rows:
         raise UserError(f"wanted pairs with pixels in selection {selection_id}; found none of {receipt['num_rows']}")
     counts = {"num_rows": num_rows, "num_selected": receipt["num_rows"], "selection_id": selection_id}
+    counts["num_forgotten"] = num_forgotten
     write_manifest(str(folder), [], counts | {"hash": receipt["hash"]})
     return folder
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from pyspark.sql import DataFrame
@@ -41,10 +42,8 @@ def takedowns(store: Store) -> dict[str, dict[str, Any]]:
     return found
 
 
-def forgotten_of(store: Store, dataset: str, selection_id: str) -> tuple[int, int]:
+def forgotten_of(taken: Mapping[str, dict[str, Any]], dataset: str, selection_id: str) -> tuple[int, int]:
     """(pairs, sum of their hashes mod 2^128) that takedowns took out of a selection; see `stage.content_hash`."""
-    parts = [
-        taken["facts"].get("selections", {}).get(f"{dataset}.{selection_id}") for taken in takedowns(store).values()
-    ]
-    known = [part for part in parts if part]
+    selections = (taking["facts"].get("selections", {}) for taking in taken.values())
+    known = [part for of_one in selections if (part := of_one.get(f"{dataset}.{selection_id}"))]
     return sum(part["num_rows"] for part in known), sum(int(part["hash"], 16) for part in known) % (1 << 128)

@@ -15,7 +15,7 @@ from pyspark.errors import AnalysisException
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from etl.forget.kept_out import forgotten_of
+from etl.forget.kept_out import forgotten_of, takedowns
 from etl.select import judging
 from etl.select.pinned import pinned_bytes
 from etl.stage import Stage, UserError, content_hash, fold_hash, slice_from
@@ -164,7 +164,7 @@ def prove_stored(store: Store, dataset: str, receipt: Mapping[str, Any], reason:
     """Holds a receipt against the rows that are there, with those that were forgotten: hashes are sums."""
     id_ = str(receipt["selection_id"])
     found, num_rows = stored(store, dataset, id_)
-    num_forgotten, theirs = forgotten_of(store, dataset, id_)
+    num_forgotten, theirs = forgotten_of(takedowns(store), dataset, id_)
     if num_rows < receipt["num_rows"]:  # else a takedown has begun, and its rows are still there
         found, num_rows = f"{(int(found, 16) + theirs) % (1 << 128):032x}", num_rows + num_forgotten
     is_proved = found == receipt["hash"] and num_rows == receipt["num_rows"]
