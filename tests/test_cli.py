@@ -125,7 +125,7 @@ def test_a_mistake_in_the_config_is_one_line_and_exit_code_2(dfn, settings, says
         ("verify . --ledger", ["wanted a folder or --ledger", "found both"]),
         ("forget --conf tiny --uid abc", ["--uid: wanted 32 hex digits", "found 'abc'", "fix:"]),
         ("forget --conf tiny --from /nowhere", ["wanted a text file", "found /nowhere", "fix:"]),
-        ("forget --conf tiny --distance 65 --phash 0", ["--distance", "65"]),
+        ("forget --conf tiny --distance 65 --phash 0", ["--distance"]),
     ],
 )
 def test_a_mistake_in_the_arguments_is_one_line_and_exit_code_2(dfn, arguments, says):

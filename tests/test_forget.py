@@ -1,5 +1,6 @@
 """Takedowns on real tables, tars and exports: what is found, what goes, what stays out, and kills at every step."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -12,7 +13,7 @@ import pytest
 from helpers import frame, picture, rows_of, write_shard
 
 from etl.checks import verify as checks
-from etl.commands.forget import _named, _of_table
+from etl.commands.forget import _named, _of_table, forget
 from etl.config import load
 from etl.export.export import export_selection
 from etl.forget import rows as rows_module
@@ -307,6 +308,20 @@ def test_the_same_again_finds_nothing_and_the_next_run_is_up_to_date(taken, proj
     assert contents(project) == before
 
 
+def test_the_command_says_what_it_would_do_and_that_nothing_is_left(taken, project, monkeypatch, capsys):
+    monkeypatch.setattr("etl.commands.forget.configured", lambda *_: contextlib.nullcontext(project))
+    before = contents(project)
+    forget(uid=[uid(6)], yes=True, json=True)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["state"] == "nothing is left to forget"
+    forget(domain=["bad.org"], json=True)
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (told["state"], told["pairs"]) == ("not done: add --yes to do it", {"pool": {"named": 2, "same_picture": 0}})
+    assert told["unplaced"] == {"pool": {"ok": 2}}
+    assert contents(project) == before
+    with pytest.raises(UserError, match="wanted something to forget; found nothing named"):
+        forget()
+
+
 def test_its_keys_are_hashes_alone(taken, project):
     rows = project.store.read("", FORGOTTEN).collect()
     assert {(row["kind"], len(row["key_hash"])) for row in rows} == {("uid", 64), ("url", 64), ("sha256", 64)}
@@ -392,7 +407,7 @@ def test_verify_finds_nothing_on_what_is_whole_and_then_each_fault(taken, projec
         row["selection_id"] for row in store.read("pool", SELECTIONS).collect() if row["selection_id"] != "f" * 16
     )
     assert found == sorted([
-        "pool.pairs: 7 rows ok, 8 in inputs", "pool.pairs: 1 rows metadata_only, 0 in inputs",
+        "pool.pairs: 8 rows ok, 13 in inputs", "pool.pairs: 1 rows metadata_only, 0 in inputs",
         "pool.signals: 2 uids that no pair has", "pool.scores: 1 uids that no pair has",
         "pool.selections: 1 uids that no pair has", "pool.duplicates: 1 uids that no pair has",
         "pool.signals: 1 pairs without a row", "pool.duplicates: 1 groups of one, or named after none of theirs",

@@ -203,6 +203,8 @@ def test_lists_vectors_reports_and_texts_lose_the_keys_and_others_are_told(tmp_p
     (tmp_path / "report.html").write_text("<ul>" + "\n".join(shown) + f"</ul><p>{uid(1)}</p>")
     (tmp_path / "run.json").write_text(json.dumps({"uid": uid(1)}))
     (tmp_path / "some.db").write_bytes(b"\0\xff" + uid(1).encode() + b"\0")
+    pq.write_table(pa.table({"uid": [uid(1), uid(3)]}), tmp_path / "facts.parquet")
+    pq.write_table(pa.table({"n": [1]}), tmp_path / "numbers.parquet")
     (tmp_path / "0.tar").write_text(uid(1))
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables" / "log.json").write_text(uid(1))
@@ -214,7 +216,7 @@ def test_lists_vectors_reports_and_texts_lose_the_keys_and_others_are_told(tmp_p
     assert done == dry
     assert {(str(one.path.relative_to(tmp_path)), one.what) for one in done} == {
         ("a.npy", "list"), ("vectors/pool", "vectors"), ("report.html", "report"), ("run.json", "text"),
-        ("some.db", "other"),
+        ("some.db", "other"), ("facts.parquet", "other"),
     }  # fmt: skip
     assert read_uids(tmp_path / "a.npy").tolist() == [(0, 0), (0, 2)]
     assert [path.name for path in (tmp_path / "vectors").iterdir()] == ["clean"]
@@ -222,7 +224,7 @@ def test_lists_vectors_reports_and_texts_lose_the_keys_and_others_are_told(tmp_p
     assert [f"data:x{n}" in report for n in range(3)] == [True, False, True]
     assert report.endswith(f"</ul><p>{REDACTED}</p>")
     again = [mend(path, GONE, is_dry=False) for path in known]
-    assert [one.path.name for one in again if one] == ["some.db"]
+    assert [one.path.name for one in again if one] == ["facts.parquet", "some.db"]
 
 
 # --- logs

@@ -261,7 +261,8 @@ def test_a_table_takes_a_good_row_and_refuses_a_bad_uid_or_status(store, table):
 
     def insert(**given):
         values = {f.name: GOOD[f.dataType.simpleString()] for f in made.fields}
-        values |= {"uid": f"'{uid(0)}'", "status": "'metadata_only'", "url": "'https://x.test/a'", **given}
+        values |= {"uid": f"'{uid(0)}'", "status": "'metadata_only'", "url": "'https://x.test/a'", "kind": "'uid'"}
+        values |= {"key_hash": f"'{'0' * 64}'", "state": "'done'", **given}
         values |= {"shard": "NULL"} if table is FETCHES else {}  # what is not ok is not stored
         listed = ", ".join(values[name] for name in made.names)
         store.spark.sql(f"INSERT INTO {store.name('pool', table)} VALUES ({listed})")

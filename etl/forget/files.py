@@ -1,6 +1,6 @@
 """Files of a project, beside tables and shards, that name what was forgotten: lists, vectors, reports, other texts.
 
-Reads every file below OUTPUT but tables and tars. Lists are written again without the keys; vectors and pointers go
+Reads every file below OUTPUT but tables, tars and weights. Lists are written again without the keys; vectors and pointers go
 (the next training makes them anew); a picture in a report goes with its caption; in other texts a key becomes REDACTED.
 What is none of these (a database, say) and names one is told, and left.
 """
@@ -11,10 +11,11 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from etl.intake.stay_out import StayOut
 from etl.shard_writer import MANIFEST, publish, temporary_name
@@ -24,6 +25,8 @@ from models.records import write_whole
 SHOWN = re.compile(r"<li><figure>.*?</figure></li>", re.DOTALL)
 """A picture in a report, with all that is said of it."""
 TEXTS = {".json", ".jsonl", ".txt", ".html", ".csv", ".md", ".yaml", ".log"}
+NO_KEYS = {".tar", ".safetensors"}
+"""Looked at as shards; weights alone."""
 OVERLAP = 4096
 """Characters of one part of a file that are looked at with the next: a key at the border is whole in one of them."""
 
@@ -38,10 +41,10 @@ class Touched(NamedTuple):
 
 
 def files_of(output: Path, tables: Path | None) -> Iterator[Path]:
-    """What is below `output`, without tables and tars."""
+    """What is below `output`, without tables, tars and weights."""
     for path in sorted(output.rglob("*")):
         is_table = tables is not None and path.is_relative_to(tables)
-        if path.is_file() and not path.is_symlink() and path.suffix != ".tar" and not is_table:
+        if path.is_file() and not path.is_symlink() and path.suffix not in NO_KEYS and not is_table:
             yield path
 
 
@@ -52,8 +55,10 @@ def mend(path: Path, stay_out: StayOut, *, is_dry: bool) -> Touched | None:
     if path.suffix == ".npy" and (kept := _listed(path, stay_out)) is not None:
         uids, num_keys = kept
         return _done(path, "list", num_keys, is_dry, lambda: _write_list(path, uids))
-    if path.suffix == ".arrow":
+    if path.suffix in (".arrow", ".parquet"):
         num_keys = sum(stay_out.has(kind, key) for kind, key in _keys_of(path))
+        if path.suffix == ".parquet":
+            return _done(path, "other", num_keys, True, None)
         return _done(path.parent, "vectors", num_keys, is_dry, lambda: _remove(path.parent))
     if path.suffix in TEXTS:
         try:
@@ -66,9 +71,9 @@ def mend(path: Path, stay_out: StayOut, *, is_dry: bool) -> Touched | None:
     return _other(path, stay_out)
 
 
-def _done(path: Path, what: str, num_keys: int, is_dry: bool, act: object) -> Touched | None:
+def _done(path: Path, what: str, num_keys: int, is_dry: bool, act: Any) -> Touched | None:
     if num_keys and not is_dry:
-        act()  # type: ignore[operator]
+        act()
     return Touched(path, what, num_keys) if num_keys else None
 
 
@@ -98,13 +103,21 @@ def _write_list(path: Path, uids_N: np.ndarray) -> None:
 
 
 def _keys_of(path: Path) -> Iterator[tuple[str, str]]:
-    """(kind, key) of the columns of an Arrow file that hold keys, as text or as bytes."""
+    """(kind, key) of the columns of an Arrow or parquet file that hold keys, as text or as bytes."""
+    for batch in _batches(path):
+        for kind in ("uid", "sha256", "url"):
+            for key in batch.column(kind).to_pylist() if kind in batch.schema.names else ():
+                yield kind, key.hex() if isinstance(key, bytes) else key
+
+
+def _batches(path: Path) -> Iterator[pa.RecordBatch]:
+    if path.suffix == ".parquet":
+        with pq.ParquetFile(path) as file:
+            known = [name for name in ("uid", "sha256", "url") if name in file.schema_arrow.names]
+            yield from file.iter_batches(columns=known) if known else ()
+        return
     with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
-        for number in range(reader.num_record_batches):
-            batch = reader.get_batch(number)
-            for kind in ("uid", "sha256", "url"):
-                for key in batch.column(kind).to_pylist() if kind in batch.schema.names else ():
-                    yield kind, key.hex() if isinstance(key, bytes) else key
+        yield from map(reader.get_batch, range(reader.num_record_batches))
 
 
 def _remove(folder: Path) -> None:

@@ -89,6 +89,21 @@ def by_file(place: Place, source: Table, column: str, root: str, keys: Store) ->
     return found
 
 
+def in_no_line(place: Place, pairs: DataFrame, root: str) -> dict[str, int]:
+    """status -> those of `pairs` whose file `inputs` does not name: packed ones, and those without pixels."""
+    counts = pairs.groupBy("shard", "status").count().collect()
+    uris = {row["shard"]: f"{root}/{row['shard']}" if root else row["shard"] for row in counts if row["shard"]}
+    known = set[str]()
+    if uris and place.store.exists(place.dataset, INPUTS):
+        lines = place.store.read(place.dataset, INPUTS).where(F.col("uri").isin(list(uris.values())))
+        known = {row["uri"] for row in lines.select("uri").collect()}
+    found: dict[str, int] = {}
+    for row in counts:
+        if uris.get(row["shard"]) not in known:
+            found[row["status"]] = found.get(row["status"], 0) + row["count"]
+    return found
+
+
 def _moved(counts: Mapping[str, int], gone: Mapping[str, int]) -> dict[str, int]:
     """Counts by status, with those that are gone under `forgotten`. Never below zero: a ledger may be older."""
     taken = {status: min(count, counts.get(status, 0)) for status, count in gone.items()}

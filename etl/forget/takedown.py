@@ -117,7 +117,7 @@ class Takedown:
         return None if "://" in root or root.startswith("catalog:") else Path(root)
 
     def _tars(self, found: Found) -> dict[str, Any]:
-        """Tars with these samples, ours and not, and pairs whose file no ledger names."""
+        """Tars with these samples, ours and not, and pairs that are in the line of no file: packed, without pixels."""
         own, others, unplaced = set[str](), set[str](), dict[str, dict[str, int]]()
         where = self.shards(self.blank_inputs)
         for place in self.places:
@@ -126,8 +126,8 @@ class Takedown:
                 theirs = shards.rows_of(place, uids)
                 for tar in where.places(place, theirs):
                     (own if where.is_ours(tar) else others).add(tar)
-                loose = theirs.where("shard IS NULL").groupBy("status").count().collect()
-                unplaced |= {place.label: {row["status"]: row["count"] for row in loose}} if loose else {}
+                loose = rows.in_no_line(place, theirs, where.roots.get(place.label, ""))
+                unplaced |= {place.label: loose} if loose else {}
         told = {"num_tars_of_others": len(others), "tars_of_others": sorted(others)[:SHOWN]} if others else {}
         return {"num_tars_to_blank": len(own), **told, **({"unplaced": unplaced} if unplaced else {})}
 

@@ -23,6 +23,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from etl.intake.blocklists import Blocklist
 from etl.intake.lists import UID, given_uids, scan_list
+from etl.intake.stay_out import REASON
 from etl.intake.uids import uid_of, uid_of_bytes
 from etl.shards import IMAGE_EXTENSIONS, Row, ShardSummary, ShardWriter, publish, shard_file
 from etl.stage import digest
@@ -103,6 +104,8 @@ class Packer:
         image = sample.image
         if isinstance(image, StatusError):
             return image
+        if self.blocklist.forgotten.has("uid", sample.uid):
+            return StatusError("forgotten", REASON)
         why = self.blocklist.of_url(sample.url or "") or self.blocklist.of_bytes(image, self.max_pixels)
         return StatusError("blocklisted", why) if why else image
 
