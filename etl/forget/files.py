@@ -1,8 +1,8 @@
 """Files of a project, beside tables and shards, that name what was forgotten: lists, vectors, reports, other texts.
 
-Reads every file below OUTPUT but tables, tars and weights. Lists are written again without the keys; vectors and pointers go
-(the next training makes them anew); a picture in a report goes with its caption; in other texts a key becomes REDACTED.
-What is none of these (a database, say) and names one is told, and left.
+Reads every file below OUTPUT but tables, tars and weights. Lists are written again without the keys; vectors and
+pointers go (the next training makes them anew); a picture in a report goes with its caption; in other texts a key
+becomes REDACTED. What is none of these (a database, say) and names one is told, and left.
 """
 
 from __future__ import annotations
