@@ -11,6 +11,7 @@ from typing import Any
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
+from pyspark.sql.types import StructField, StructType
 
 from etl.forget.find import UID_TABLES, Place
 from etl.forget.kept_out import forgotten_rows
@@ -36,13 +37,27 @@ def redact_texts(places: Sequence[Place], stay_out: StayOut, takedown_id: str) -
     for store, dataset, table, columns in _texts(places):
         rows = []
         for row in store.read(dataset, table).collect():
-            texts = {name: stay_out.redacted(row[name]) for name in columns if row[name]}
+            texts = {name: stay_out.redacted(row[name] or "") for name in columns}
             if any(count for _, count in texts.values()):
-                rows.append(tuple((row.asDict() | {name: text for name, (text, _) in texts.items()}).values()))
-        if rows:
-            store.merge(store.rows(dataset, table, rows), dataset, table, note=note(takedown_id), do="update")
+                new = {name: text if count else row[name] for name, (text, count) in texts.items()}
+                rows.append({**{name: row[name] for name in table.key}, **new})
+        change(store, dataset, table, rows, takedown_id)
         changed += len(rows)
     return changed
+
+
+def change(store: Store, dataset: str, table: Table, rows: Sequence[Mapping[str, Any]], takedown_id: str) -> None:
+    """Columns of some rows, in one commit. `rows`: the key, and the columns that are other now; all alike."""
+    if not rows:
+        return
+    schema = store.schema(dataset, table)
+    fields = [StructField(name, schema[name].dataType) for name in rows[0]]
+    values = [tuple(row[field.name] for field in fields) for row in rows]
+    given = store.spark.createDataFrame(values, StructType(fields))
+    # What else is in the rows is not fetched: a timestamp would come back in another zone.
+    there = store.read(dataset, table).drop(*[name for name in rows[0] if name not in table.key])
+    made = there.join(F.broadcast(given), on=list(table.key), how="inner").select(*schema.names)
+    store.merge(made, dataset, table, note=note(takedown_id), do="update")
 
 
 def _texts(places: Sequence[Place]) -> Iterator[tuple[Store, str, Table, tuple[str, ...]]]:
@@ -69,12 +84,13 @@ def mend_ledgers(place: Place, root: str, keys: Store, takedown_id: str) -> int:
         if any(commit.note.get("forget") == takedown_id for commit in history):  # else they would be counted twice
             continue
         gone = by_file(place, source, column, root, keys)
-        lines = place.store.read(place.dataset, ledger).where(F.col("uri").isin(list(gone))).collect()
-        moved = [{"num_by_status": _moved(line["num_by_status"], gone[line["uri"]])} for line in lines]
-        if rows := [tuple((line.asDict() | now).values()) for line, now in zip(lines, moved, strict=True)]:
-            made = place.store.rows(place.dataset, ledger, rows)
-            place.store.merge(made, place.dataset, ledger, note=note(takedown_id), do="update")
-            changed += len(rows)
+        lines = place.store.read(place.dataset, ledger).where(F.col("uri").isin(list(gone)))
+        lines = lines.select("uri", "num_by_status").collect()
+        rows = [
+            {"uri": line["uri"], "num_by_status": _moved(line["num_by_status"], gone[line["uri"]])} for line in lines
+        ]
+        change(place.store, place.dataset, ledger, rows, takedown_id)
+        changed += len(rows)
     return changed
 
 

@@ -20,7 +20,7 @@ from etl.forget import blank
 from etl.forget.files import mend
 from etl.forget.find import Place
 from etl.forget.kept_out import forgotten_rows
-from etl.forget.rows import note
+from etl.forget.rows import change
 from etl.intake.stay_out import StayOut
 from etl.shard_writer import MANIFEST
 from etl.store import Store
@@ -110,10 +110,7 @@ def mend_exports(place: Place, stay_out: StayOut, takedown_id: str) -> dict[str,
         changed += [row for row, was in zip(now, there, strict=True) if row != was]
         if blanked := sum(counts.values()):
             told[folder] = f"{blanked} members blanked"
-    if changed:
-        columns = place.store.schema(place.dataset, SHARDS).names
-        made = place.store.rows(place.dataset, SHARDS, [tuple(row[name] for name in columns) for row in changed])
-        place.store.merge(made, place.dataset, SHARDS, note=note(takedown_id), do="update")
+    change(place.store, place.dataset, SHARDS, changed, takedown_id)
     return told
 
 
