@@ -85,10 +85,8 @@ def mend_ledgers(place: Place, root: str, keys: Store, takedown_id: str) -> int:
             continue
         gone = by_file(place, source, column, root, keys)
         lines = place.store.read(place.dataset, ledger).where(F.col("uri").isin(list(gone)))
-        lines = lines.select("uri", "num_by_status").collect()
-        rows = [
-            {"uri": line["uri"], "num_by_status": _moved(line["num_by_status"], gone[line["uri"]])} for line in lines
-        ]
+        counted = lines.select("uri", "num_by_status").collect()
+        rows = [{"uri": uri, "num_by_status": _moved(counts, gone[uri])} for uri, counts in counted]
         change(place.store, place.dataset, ledger, rows, takedown_id)
         changed += len(rows)
     return changed
