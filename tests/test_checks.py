@@ -25,25 +25,24 @@ FRUIT = Table(
 )
 
 
-def made(store, columns: str, *rows: str) -> list[str]:
-    """What is said of a table that somebody else made."""
-    name = store.name("garden", FRUIT)
-    store.spark.sql(f"DROP TABLE IF EXISTS {name}")
+def said(store, dataset: str, columns: str, *rows: str) -> list[str]:
+    """Of a table that somebody else made."""
+    name = store.name(dataset, FRUIT)
     store.spark.sql(f"CREATE TABLE {name} ({columns}) USING DELTA")
     if rows:
         store.spark.sql(f"INSERT INTO {name} VALUES {', '.join(rows)}")
-    return [line.partition("; fix:")[0] for line in contracts.problems_of(store, "garden", FRUIT)]
+    return [line.partition("; fix:")[0] for line in contracts.problems_of(store, dataset, FRUIT)]
 
 
 def test_a_table_that_breaks_its_contract_is_told_by_what_it_breaks(store):
     whole = "name STRING, grams INT, kind STRING"
-    assert made(store, whole, "('a', 1, 'x')", "('b', NULL, NULL)") == []
-    assert made(store, whole, "('a', 1, 'x')", "('a', 0, 'x')", "(NULL, 1, 'x')") == [
-        "garden.fruit: 1 rows break the check grams_positive", "garden.fruit: 1 rows break the check name is not NULL",
-        "garden.fruit: 1 keys (name) come more than once",
+    assert said(store, "a", whole, "('a', 1, 'x')", "('b', NULL, NULL)") == []
+    assert said(store, "b", whole, "('a', 1, 'x')", "('a', 0, 'x')", "(NULL, 1, 'x')") == [
+        "b.fruit: 1 rows break the check grams_positive", "b.fruit: 1 rows break the check name is not NULL",
+        "b.fruit: 1 keys (name) come more than once",
     ]  # fmt: skip
-    assert made(store, "name STRING, grams BIGINT") == [
-        "garden.fruit: wanted the column kind; found none", "garden.fruit: grams: wanted int; found bigint"
+    assert said(store, "c", "name STRING, grams BIGINT") == [
+        "c.fruit: wanted the column kind; found none", "c.fruit: grams: wanted int; found bigint"
     ]  # fmt: skip
 
 
