@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from etl.commands import ask, evalset, evaluate, evidence, forget, promote, selftest, train
+from etl.commands import ask, evalset, evaluate, evidence, forget, plan, promote, selftest, train
 from etl.commands.cli import PARTIAL, Conf, Dataset, Json, Quiet, Set, State, app, configured, dataset_of, samples
 from etl.commands.troubles import told
 from etl.console import INTERRUPTED, Reporter, emit
@@ -23,16 +23,8 @@ from etl.samples.corpora import SOURCES, CorpusError, CorpusSpec, build
 from etl.stage import UserError
 from models.records import RegistryError, WeightsError
 
-COMMANDS = (
-    ask,
-    evalset,
-    evaluate,
-    evidence,
-    forget,
-    promote,
-    selftest,
-    train,
-)  # joined the app when imported
+COMMANDS = (ask, evalset, evaluate, evidence, forget, plan, promote, selftest, train)
+"""They joined the app when they were imported."""
 
 
 @app.command()
@@ -119,14 +111,14 @@ def select(
     as they were, and its hash must come again; past retention the stored rows are hashed. A list of uids is taken as it
     is; a uid that comes again is a repeat, and those that the pool lacks are counted.
     """
-    from etl.stages import listed, selection
+    from etl.stages import listed
 
     budget = samples(samples_seen)
     if given := [name for name, value in (("--filter", filter), ("--receipt", receipt)) if uids and value]:
         raise UserError(f"select: wanted --uids or {given[0]}; found both; fix: leave one out")
     wanted = listed.of_list(uids, uids.stem) if uids else None
     with configured(conf, override, quiet) as project:
-        from etl.filters.filters import Filters
+        from etl.filters.applied import selected
         from etl.loop.budget import repeats_by_fraction, which_pays
         from etl.select.compare import churn
         from etl.select.receipts import prove, receipt_of
@@ -139,12 +131,10 @@ def select(
                 raise typer.Exit(PARTIAL)
             return
         if wanted:
-            done = project.run(listed.STAGE, pool, wanted)
+            listed_id = str(project.run(listed.STAGE, pool, wanted).slice["selection_id"])
+            found = receipt_of(project.store, pool, listed_id)
         else:
-            rule = project.config.stages.selection  # type: ignore[attr-defined]
-            settings = Filters(project, pool, _given(project, filter)).scoring(rule)
-            done = project.run(selection.STAGE, pool, settings)
-        found = receipt_of(project.store, pool, str(done.slice["selection_id"]))
+            found = selected(project, pool, filter)
         if lacking := found["facts"].get("num_not_in_pool"):
             project.say(f"{lacking:,} of {found['facts']['num_listed']:,} listed uids are not in the pool")
         found |= {"churn": moved} if (moved := churn(project.store, pool, found)) else {}
@@ -152,16 +142,6 @@ def select(
             found["samples_seen"] = repeats_by_fraction(found, budget)
             found["samples_seen"]["which_pays"] = which_pays(project, pool, found, budget)
         emit(found, as_json=json)
-
-
-def _given(project: Any, filter: str) -> dict[str, Path]:
-    """What --filter names, by the name that a rule has for it."""
-    from etl.filters.filters import filter_folder
-    from etl.stages.selection import DFN
-
-    if not filter:
-        return {}
-    return {DFN: project.cosine_filter() if filter == "cosine" else filter_folder(project, filter)}
 
 
 def _receipt(name: str) -> dict[str, Any] | None:
@@ -194,13 +174,14 @@ def filters(
     Precision and overlap do not say how good a filter is: `dfn loop` with an arm for each does.
     """
     with configured(conf, override, quiet) as project:
+        from etl.filters.applied import given
         from etl.filters.table import filter_table
 
         if not filter and not project.config.filters:
             raise UserError(
                 "filters: wanted some in the config, or --filter; found none; fix: see docs/how-to/select.md"
             )
-        emit(filter_table(project, dataset_of(project, dataset), fraction, _given(project, filter)), as_json=json)
+        emit(filter_table(project, dataset_of(project, dataset), fraction, given(project, filter)), as_json=json)
 
 
 @app.command()
@@ -249,8 +230,12 @@ def _exit_if_partial(project: Any, datasets: Sequence[str] = ()) -> None:
 
 
 def main() -> None:
-    """Errors that a user can mend are one line and exit code 2; others are a bug, and say how to see the trace."""
-    sys.exit(_run(app))
+    """Errors that a user can mend are one line and exit code 2; others are a bug, and say how to see the trace.
+
+    What is done returns: a job of Databricks calls this in a process of its own, which need not take an exit for done.
+    """
+    if code := _run(app):
+        sys.exit(code)
 
 
 def _run(command: Callable[..., Any]) -> int:

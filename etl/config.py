@@ -116,6 +116,8 @@ class Config(StageConfig):
     """Root of the tables: a folder, a URL, or catalog:NAME on Unity Catalog; OUTPUT/tables where empty."""
     tracking_uri: str = ""
     """MLflow; sqlite in `output` where empty."""
+    registry: str = pydantic.Field(default="", pattern=r"^(\w+\.\w+)?$")
+    """CATALOG.SCHEMA of registered models on Unity Catalog; empty: names of one level, dfn_filter and clip."""
     intro: str = ""
     """A sentence for the report: what this pool is."""
     spark: SparkConfig = SparkConfig()

@@ -54,6 +54,8 @@ class StageRun:
     """By this run, where it appends: earlier ones wrote the rest."""
     num_rows_by_status: Mapping[str, int] = field(default_factory=dict)
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    """Of this process and all below it; of runs that share a pass, those of the pass."""
     timings: Mapping[str, float] = field(default_factory=dict)
     """Of a shared pass: seconds summed over its tasks, by part."""
 

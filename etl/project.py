@@ -93,6 +93,10 @@ class Project:
     def tracking_uri(self) -> str:
         return self.config.tracking_uri or f"sqlite:///{self.config.output_folder}/mlflow.db"
 
+    def registered(self, model: str) -> str:
+        """The name in MLflow's registry of dfn_filter or clip."""
+        return f"{self.config.registry}.{model}" if self.config.registry else model
+
     @cached_property
     def sources(self) -> dict[str, DatasetConfig]:
         """The datasets with their corpora built, tables at the version that is read, and shards where they will be."""

@@ -15,6 +15,7 @@ from typing import Any
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from etl.cpu import cpu_seconds, is_local
 from etl.history import data_version
 from etl.job import Job, Progress, StageRun, own
 from etl.rows import append
@@ -85,7 +86,7 @@ class Runner:
         self, parts: Sequence[tuple[Stage, StageConfig]], dataset: str, *, source: Any = None
     ) -> list[StageRun]:
         """`run` for each, at once: those whose stages share a pass over the rows make it once."""
-        started = time.monotonic()
+        started, cpu_before = time.monotonic(), cpu_seconds()
         plans = [self._plan(stage, config, dataset, source) for stage, config in parts]
         done = {n: plan.base for n, plan in enumerate(plans) if plan.is_idle}
         busy = {n: plan for n, plan in enumerate(plans) if not plan.is_idle}
@@ -101,7 +102,8 @@ class Runner:
                     if busy[n].is_complete
                     else jobs[n].table(busy[n].base)
                 )
-        done = {n: replace(run, seconds=time.monotonic() - started) if n in busy else run for n, run in done.items()}
+        seconds, on_cpu = time.monotonic() - started, max(0.0, cpu_seconds() - cpu_before)
+        done = {n: replace(r, seconds=seconds, cpu_seconds=on_cpu) if n in busy else r for n, r in done.items()}
         for n, plan in busy.items():
             if plan.is_complete or not done[n].is_up_to_date:
                 self._record(done[n], plan.stage, plan.config)
@@ -175,6 +177,7 @@ class Runner:
         output = self.store.history(run.dataset, stage.writes[-1])[0].version
         facts = {**run.facts, "timings": dict(run.timings)} if run.timings else dict(run.facts)
         facts |= {"num_rows_written": run.num_rows_written} if run.num_rows_written else {}
+        facts |= {"cpu_seconds": round(run.cpu_seconds, 2)} if is_local(self.store.spark) else {}
         row = RunRow(
             run.stage, run.dataset, run.key, run.inputs, config.model_dump_json(), facts, run.seconds,
             run.num_rows_in, output, run.num_rows_by_status,

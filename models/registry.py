@@ -168,6 +168,29 @@ def set_tags(name: str, number: str, tags: Mapping[str, str]) -> None:
         client.set_model_version_tag(name, number, key, value)
 
 
+def number_of(uri: str) -> str:
+    """The version of models:/NAME@ALIAS or models:/NAME/VERSION.
+
+    Raises:
+        RegistryError: no such model, alias or version.
+    """
+    name, _, alias = uri.removeprefix("models:/").partition("@")
+    if alias:
+        if alias in (known := aliases(name)):
+            return known[alias]
+        raise RegistryError(f"wanted {uri}; found aliases of {name}: {', '.join(known) or 'none'}; fix: promote one")
+    name, _, number = name.partition("/")
+    try:
+        return str(mlflow.MlflowClient().get_model_version(name, number).version)
+    except MlflowException as error:
+        raise RegistryError(f"wanted {uri}; found: {error.message}; fix: see the registered versions") from error
+
+
+def copy(name: str, number: str, to: str) -> str:
+    """The version of `to` that a version of another model becomes."""
+    return str(mlflow.MlflowClient().copy_model_version(f"models:/{name}/{number}", to).version)
+
+
 def champion_tags(name: str) -> dict[str, str] | None:
     """Tags of the champion's version, such as filter_version; None before the first promotion."""
     number = champion(name)

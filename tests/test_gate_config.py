@@ -38,8 +38,8 @@ def test_the_last_look_is_after_the_last_seed():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["promote"], "promote: wanted one of a decision, --list and --rollback; found none"),
-        (["promote", "abc", "--rollback"], "wanted one of a decision, --list and --rollback"),
+        (["promote"], "promote: wanted one of a decision, --list, --rollback, --version and --from; found none"),
+        (["promote", "abc", "--rollback"], "wanted one of a decision, --list, --rollback, --version and --from"),
         (["backfill", "build/filter"], "backfill: wanted models:/NAME@ALIAS or models:/NAME/VERSION; found build/f"),
     ],
 )

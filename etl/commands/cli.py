@@ -66,7 +66,7 @@ def dataset_of(project: Project, name: str) -> str:
     return pools[0]
 
 
-def samples(text: str) -> int:
+def samples(text: str, option: str = "--samples-seen") -> int:
     """128M, 1.28B or a plain number; 0 for none."""
     factor = {"K": 1e3, "M": 1e6, "B": 1e9}.get(text[-1:].upper(), 0)
     try:
@@ -74,5 +74,5 @@ def samples(text: str) -> int:
     except ValueError:
         number = -1.0
     if not 0 <= number < float("inf"):
-        raise UserError(f"--samples-seen: wanted a number such as 12800000, 128M or 1.28B; found {text!r}")
+        raise UserError(f"{option}: wanted a number such as 12800000, 128M or 1.28B; found {text!r}")
     return round(number)

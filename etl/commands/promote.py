@@ -18,35 +18,52 @@ def promote(
     list_: Annotated[bool, typer.Option("--list", help="All decisions, and who is champion. Moves nothing.")] = False,
     rollback: Annotated[bool, typer.Option(help="The champion before becomes champion again.")] = False,
     model: Annotated[str, typer.Option(help="dfn_filter or clip; of --rollback and of a decision.")] = "dfn_filter",
+    version: Annotated[str, typer.Option(help="Approve what the gate decided of this version, if it is tagged.")] = "",
+    tag: Annotated[str, typer.Option(help="Of --version: the tag that must say approved.")] = "approval_check",
+    from_: Annotated[
+        str,
+        typer.Option(
+            "--from", help="Copy a version of another environment, such as models:/DEV.S.dfn_filter@champion."
+        ),
+    ] = "",
     approver: Annotated[str, typer.Option(help="Who is recorded; default: the user of this process.")] = "",
     conf: Conf = ["local"],  # noqa: B006
     override: Set = [],  # noqa: B006
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Approve a decision of the gate, or take the last promotion back.
+    """Approve a decision of the gate, take the last promotion back, or bring a version from another environment.
 
     A decision is refused where the champion is no longer the one that it was compared with. Moving @champion encodes
     nothing: see `dfn backfill`.
     """
-    if bool(decision) + list_ + rollback != 1:
-        raise UserError("promote: wanted one of a decision, --list and --rollback; found none, or several")
+    if bool(decision) + list_ + rollback + bool(version) + bool(from_) != 1:
+        raise UserError("promote: wanted one of a decision, --list, --rollback, --version and --from; found none, or "
+                        "several")  # fmt: skip
     from etl.loop.gating import CLIP, MODEL
 
     if model not in (MODEL, CLIP):
         raise UserError(f"promote: wanted --model {MODEL} or {CLIP}; found {model}")
     with configured(conf, override, quiet) as project:
+        from etl.loop.adopt import adopt
+        from etl.loop.approval import decision_by_tag
         from etl.loop.promotion import Promotions
         from models.tracking import answering
 
-        promotions = Promotions(project.store, model)
+        name = project.registered(model)
+        promotions = Promotions(project.store, name)
         if list_:
             emit(_listed(promotions), as_json=json)
             return
         with answering(project.tracking_uri):
             who = approver or getpass.getuser()
-            done = promotions.roll_back(who) if rollback else promotions.approve(decision, who)
-        told = {"decision": done.decision_id, "model": model, "verdict": done.verdict, "champion": done.challenger}
+            if from_:
+                done = adopt(project.store, from_, name)
+            elif rollback:
+                done = promotions.roll_back(who)
+            else:
+                done = promotions.approve(decision or decision_by_tag(name, version, tag), who)
+        told = {"decision": done.decision_id, "model": name, "verdict": done.verdict, "champion": done.challenger}
         emit({**told, "before": done.champion_compared, "approver": done.approver}, as_json=json)
 
 
@@ -81,12 +98,13 @@ def backfill(
     Work above backfill.max_gpu_hours (default: twice what the last runs took) is not begun without --yes: the plan is
     printed, and the exit code is 2.
     """
-    from etl.loop.backfill import CHAMPION_URI, Backfill, model_of
+    from etl.loop.backfill import Backfill, model_of
 
-    uri = filter or CHAMPION_URI
-    model_of(uri)
+    if filter:
+        model_of(filter)
     with configured(conf, override, quiet) as project:
         job = Backfill(project, dataset_of(project, dataset))
+        uri = filter or job.champion_uri
         found, _ = job.plan(uri)
         if plan:
             emit(found.facts(), as_json=json)

@@ -22,8 +22,6 @@ from etl.stages import embed, score
 from etl.tables import EMBEDDINGS, PAIRS, RUNS, SCORES
 from models.records import FilterRecord, WeightsError
 
-CHAMPION_URI = f"models:/{MODEL}@champion"
-SERVING_URI = f"models:/{MODEL}@serving"
 RECENT_RUNS = 10
 """Of a stage, whose pace is taken for that of the next."""
 
@@ -64,6 +62,15 @@ class Plan:
 class Backfill:
     project: Project
     pool: str
+
+    @property
+    def _model(self) -> str:
+        return self.project.registered(MODEL)
+
+    @property
+    def champion_uri(self) -> str:
+        """Of the filter that a backfill is for where none is named."""
+        return f"models:/{self._model}@champion"
 
     def plan(self, uri: str) -> tuple[Plan, Path]:
         """For a registered filter of the project's encoder, and its folder. Computes nothing but counts."""
@@ -114,7 +121,7 @@ class Backfill:
 
         try:
             with answering(self.project.tracking_uri):
-                known = registry.aliases(MODEL)
+                known = registry.aliases(self._model)
         except TrackingDownError as error:
             self.project.say(f"serving: not scored: {error}")
             return {}
@@ -122,15 +129,17 @@ class Backfill:
         found = {"serving": f"version {serving}"} if serving else {}
         try:
             if serving:
-                folder = filter_folder(self.project, SERVING_URI)
+                folder = filter_folder(self.project, f"models:/{self._model}@serving")
                 self.project.run(score.STAGE, self.pool, self.project.with_filter(score.STAGE, folder))
             if champion is None or champion == serving:
                 return found
-            plan, _ = self.plan(CHAMPION_URI)
+            plan, _ = self.plan(self.champion_uri)
         except WeightsError as error:
             self.project.say(f"serving: not scored: {error}")
             return {**found, "not_scored": str(error)}
-        told = f"{MODEL} version {champion} is the champion and not serving: a backfill takes {plan} (dfn backfill)"
+        told = (
+            f"{self._model} version {champion} is the champion and not serving: a backfill takes {plan} (dfn backfill)"
+        )
         self.project.say(told)
         return {"serving": "none", **found, "backfill": told}
 

@@ -25,7 +25,7 @@ from models.gate import MIN_SEEDS, GateDecision, GateRule, confirm, gate
 from models.records import FilterRecord
 
 MODEL = "dfn_filter"
-"""Name of the registered filter."""
+"""Name of the registered filter, after the catalog and schema of `registry`."""
 CLIP = "clip"
 """Name of the registered model that the champion's dataset induced."""
 
@@ -85,6 +85,14 @@ class Gate:
     def challenger(self) -> str | None:
         return self.project.config.loop.challenger
 
+    @cached_property
+    def _filter(self) -> str:
+        return self.project.registered(MODEL)
+
+    @cached_property
+    def _clip(self) -> str:
+        return self.project.registered(CLIP)
+
     def cost(self) -> str:
         """What the round trains at most, told before it starts."""
         loop, rule = self.project.config.loop, self.rule
@@ -109,7 +117,7 @@ class Gate:
         if self.challenger is None:
             return Verdict("no arm uses the trained filter: nothing to promote", is_closed=is_last)
         first = loop.seeds[0]
-        models = {MODEL: filters[first].final, CLIP: arms[self.challenger].models[first]}
+        models = {self._filter: filters[first].final, self._clip: arms[self.challenger].models[first]}
         try:
             with answering(self.project.tracking_uri):
                 spool.sync(self.project.config.output_folder / "models", self.project.tracking_uri)
@@ -139,7 +147,7 @@ class Gate:
             compared = tags["filter_version"]
             mine = arms[str(self.challenger)].models
             # A CLIP that was won at a proxy scale is the one of the target scale: it is known by its proxy's runs.
-            if compared == version or (model == CLIP and yardstick.is_judged_by(tags, mine)):
+            if compared == version or (model == self._clip and yardstick.is_judged_by(tags, mine)):
                 return _Judged(model, trained, version, None, compared, follows)
             others = dict(yardstick.champion(model, number, tags))
         confirmation = None
@@ -149,7 +157,7 @@ class Gate:
             decision = gate(values, others, self.rule, is_last=is_last, spread=spread)
             if decision.is_better and self.project.config.loop.gate.proxy:
                 decision, confirmation = self._confirmed(decision, model, number, baseline, arms)
-                trained = trained if model == MODEL else next(iter(confirmation.models.values()))
+                trained = trained if model == self._filter else next(iter(confirmation.models.values()))
                 version = FilterRecord.read(trained.folder).version
         except (ValueError, KeyError) as error:
             raise UserError(f"gate: {model}: {error}; fix: loop.headline_parts and loop.gate.guards") from None
@@ -188,7 +196,7 @@ class Gate:
             why = f": {last.verdict} against {last.champion_compared}: {last.reason}" if last else ""
             number = registry.champion(judged.model)
             return Verdict(f"{judged.model} version {number} is the champion{why}", True)
-        number = self._register(judged, arm) if judged.model == MODEL or decision.is_better else None
+        number = self._register(judged, arm) if judged.model == self._filter or decision.is_better else None
         verdict = self._verdict(decision, judged.version in rolled_back(known))
         metric = self.rule.metric
         values = {str(seed): round(value, 6) for seed, value in arm.metrics[metric].items()}
@@ -228,12 +236,12 @@ class Gate:
         encoder, folder, model = self.project.encoder[1], judged.trained.folder, judged.model
         confirmed = judged.confirmation.models if judged.confirmation else None
         number, evidence = registry.registered(model, folder), self._yardstick.evidence(arm.models, confirmed)
-        if number is None and model == MODEL:
-            number = registry.register_filter(run_id(judged.trained), folder, encoder, name=MODEL)
+        if number is None and model == self._filter:
+            number = registry.register_filter(run_id(judged.trained), folder, encoder, name=model)
         elif number is None:
             receipt = arm.receipts[next(iter(confirmed or self.project.config.loop.seeds))]
-            number = registry.register_clip(run_id(judged.trained), folder, encoder, receipt=receipt)
-            self.project.say(f"{CLIP} version {number}: induced by selection {receipt['selection_id']}")
+            number = registry.register_clip(run_id(judged.trained), folder, encoder, receipt=receipt, name=model)
+            self.project.say(f"{model} version {number}: induced by selection {receipt['selection_id']}")
         before = json.loads(registry.tags_of(model, number).get("judged", "{}"))
         whose = ("recipe", "eval_sets", "pool")
         if all(before.get(name) == evidence[name] for name in whose):  # seeds of an earlier round stay

@@ -62,7 +62,7 @@ class Loop:
         self.project.run_all()
         eval_sets, data, learnt = self._eval_sets(), self._data(self.pool), [self._data(name) for name in datasets]
         for name in datasets:
-            guard.check(self.project, name, self._vectors(name), MODEL)
+            guard.check(self.project, name, self._vectors(name), self.project.registered(MODEL))
         inputs = {k: v for name in self.project.config.datasets for k, v in self._inputs(name).items()}
         run = RoundRun.begin(self.project, [data, *learnt], eval_sets, inputs)
         searched, judged = None, self

@@ -15,6 +15,7 @@ from etl.loop.loop import Loop, Round
 from etl.loop.training import Trained
 from etl.project import Project
 from etl.report import Arm, CandidateShown, PairShown, Report, SearchShown, thumbnail, write
+from etl.select.receipts import funnel
 from etl.shard_writer import publish_json
 from etl.shards import RangeReader
 from etl.stages.selection import ranked_by
@@ -126,7 +127,7 @@ def _report(project: Project, ended: Round, summary: Mapping[str, Any]) -> Repor
     return Report(
         title=f"{project.config.name}: {shown.name}",
         intro=project.config.intro,
-        funnel=_funnel(receipt),
+        funnel=funnel(receipt),
         tables=summary["tables"],
         histogram_edges=edges,
         histogram_pool=all_counts,
@@ -157,18 +158,6 @@ def _arm(arm: ArmResult, headline: str, parts: tuple[str, ...]) -> Arm:
     metrics = {name: (float(v["mean"]), float(v["std"]), int(v["seeds"])) for name, v in summary.items()}
     rows = [int(receipt["num_rows"]) for receipt in arm.receipts.values()]
     return Arm(arm.name, round(mean(rows)), mean(arm.precision.values()) if arm.precision else None, metrics)
-
-
-def _funnel(receipt: Mapping[str, Any]) -> list[tuple[str, int, str]]:
-    """From all pairs of the pool to those kept; each step says why the others left."""
-    counts = dict(receipt["facts"]["num_rows_by_status"])
-    kept, below = counts.pop("kept"), counts.pop("below_cut")
-    left = kept + below + sum(counts.values())
-    steps = [("pairs in the pool", left, "")]
-    for reason, count in sorted(counts.items(), key=lambda item: -item[1]):
-        left -= count
-        steps.append((f"not {reason}", left, f"{count:,} {reason}"))
-    return [*steps, ("kept by the rule", kept, f"{below:,} below the cut")]
 
 
 def _scored(project: Project, pool: str, receipt: Mapping[str, Any]) -> DataFrame:

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pyspark.sql import DataFrame
+import pandas as pd
+from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
 from etl.select.receipts import Replay, receipt_of, receipts
 from etl.select.uid_lists import read_list
+from etl.stage import UserError
 from etl.stages.selection import ranked_by
 from etl.store import Store
 from etl.tables import PAIRS, RUNS, SCORES, SELECTIONS
@@ -89,6 +91,26 @@ def changed(before: DataFrame, after: DataFrame) -> DataFrame:
     )
     change = F.when(was, "left").otherwise("entered")
     return joined.where(was != is_).select("uid", change.alias("change"), reason.alias("reason"))
+
+
+def movers(store: Store, dataset: str, before: str, after: str, limit: int) -> pd.DataFrame:
+    """Pairs that only one of two selections keeps, at most `limit` that left and as many that entered, to be looked at.
+
+    Columns: change, reason, uid, text, shard, offset_bytes, size_bytes, score_before, score_after (NULL where it had no
+    rank). Which pairs follows from their uids alone. Raises UserError where a receipt cannot be replayed.
+    """
+    replays = [Replay(store, dataset, receipt_of(store, dataset, id_)) for id_ in (before, after)]
+    if obstacle := replays[0].obstacle() or replays[1].obstacle():
+        raise UserError(f"movers: wanted receipts that can be replayed; found: {obstacle}; fix: select anew")
+    first, second = (replay.judged() for replay in replays)
+    order = Window.partitionBy("change").orderBy(F.md5("uid"))
+    some = changed(first, second).withColumn("n", F.row_number().over(order)).where(F.col("n") <= limit)
+    pairs = store.read(dataset, PAIRS).select("uid", "text", "shard", "offset_bytes", "size_bytes")
+    found = some.join(pairs, on="uid", how="inner")
+    for side, judged in (("before", first), ("after", second)):
+        found = found.join(judged.select("uid", F.col("rank").alias(f"score_{side}")), on="uid", how="left")
+    columns = ("change", "reason", "uid", "text", "shard", "offset_bytes", "size_bytes", "score_before", "score_after")
+    return found.orderBy("change", "n").select(*columns).toPandas()
 
 
 def against(store: Store, dataset: str, selection_id: str, path: Path) -> dict[str, Any]:

@@ -43,6 +43,27 @@ def receipt_of(store: Store, dataset: str, selection_id: str) -> dict[str, Any]:
     return known[selection_id]
 
 
+def funnel(receipt: Mapping[str, Any]) -> list[tuple[str, int, str]]:
+    """(step, pairs left, why the others left), from all pairs of the pool to those kept."""
+    counts = dict(receipt["facts"]["num_rows_by_status"])
+    kept, below = counts.pop("kept"), counts.pop("below_cut")
+    left = kept + below + sum(counts.values())
+    steps = [("pairs in the pool", left, "")]
+    for reason, count in sorted(counts.items(), key=lambda item: -item[1]):
+        left -= count
+        steps.append((f"not {reason}", left, f"{count:,} {reason}"))
+    return [*steps, ("kept by the rule", kept, f"{below:,} below the cut")]
+
+
+def newest(store: Store, dataset: str) -> dict[str, Any]:
+    """The receipt that was written last. Raises UserError where there is none."""
+    commits = store.history(dataset, RECEIPTS) if store.exists(dataset, RECEIPTS) else []
+    slices = [commit.note.get("slice", {}) for commit in commits]
+    if not (ids := [where["selection_id"] for where in slices if "selection_id" in where]):
+        raise UserError(f"wanted a selection of {dataset}; found none; fix: dfn loop, or dfn select")
+    return receipt_of(store, dataset, str(ids[0]))
+
+
 def cuts_of(store: Store, dataset: str, filter_version: str) -> list[float]:
     """The thresholds of the selections that this filter ranked."""
     rules = ((receipt, selection.ranked_by(receipt["rule"])) for receipt in receipts(store, dataset).values())
