@@ -1,4 +1,4 @@
-"""The Databricks bundle, checked strictly: by Databricks' own classes, and against this command, its options and configs.
+"""The Databricks bundle, checked strictly: by Databricks' own classes, and against `dfn`, its options and configs.
 
 `databricks bundle validate` wants a workspace. Databricks publishes the schema of a bundle's resources as classes too,
 in the package databricks-bundles, which refuse a key that they do not know.
@@ -192,7 +192,7 @@ def test_gpu_clusters_have_the_settings_of_the_file_for_spark_submit():
 
 PLANTED = [  # in which file, what is replaced, by what, what is said
     ("resources/loop.yml", "max_concurrent_runs", "max_concurent_runs", "Unexpected field 'max_concurent_runs'"),
-    ("resources/loop.yml", "job_cluster_key: cpu\n", "job_cluster_key: cpus\n", "cluster cpus is defined or wanted only"),
+    ("resources/loop.yml", "job_cluster_key: cpu\n", "job_cluster_key: cpus\n", "cluster cpus is defined or"),
     ("resources/loop.yml", "task_key: embed}", "task_key: embeds}", "waits for embeds"),
     ("resources/loop.yml", "[loop,", "[lop,", "no command dfn lop"),
     ("resources/stages.yml", "--stage, dedup", "--stages, dedup", "no option --stages"),
@@ -201,11 +201,11 @@ PLANTED = [  # in which file, what is replaced, by what, what is said
     ("resources/stages.yml", "00_doctor.py", "00_doctors.py", "no notebook"),
     ("resources/stages.yml", "tasks: \"$", "task: \"$", "00_doctor.py has no parameter task"),
     ("resources/deployment.yml", "parameters.model_version", "parameters.version", "no parameter version"),
-    ("resources/deployment.yml", "${var.catalog}.dfn\",", "${var.catalogue}.dfn\",", "${var.catalogue} is not declared"),
+    ("resources/deployment.yml", "${var.catalog}.dfn\",", "${var.catalogue}.dfn\",", "${var.catalogue} is not"),
     ("resources/catalog.yml", "volume_type: MANAGED", "volume_kind: MANAGED", "Unexpected field 'volume_kind'"),
     ("resources/catalog.yml", "volume_type: MANAGED", "volume_type: MANGED", "MANGED"),
     ("databricks.yml", "mode: production", "modes: production", "targets.prod: unknown modes"),
-    ("databricks.yml", "gpu_machines: 1, tasks: 64", "gpu_machine_s: 1, tasks: 64", "targets.dev: no variable gpu_machine_s"),
+    ("databricks.yml", "1, tasks: 64", "1, task: 64", "targets.dev: no variable task"),
 ]  # fmt: skip
 
 

@@ -5,6 +5,8 @@ The server is what a user has: a Spark with Delta, and nothing of this applicati
 
 import json
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,11 +17,13 @@ import pyspark
 import pytest
 
 from etl.jvm import delta_jars
+from etl.loop.promotion import Promotions
 from etl.session import FAST_LOCAL
 from etl.store import Store
 from etl.tables import RECEIPTS, SELECTIONS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+ROOT = Path(__file__).resolve().parent.parent
 SERVER = "org.apache.spark.sql.connect.service.SparkConnectServer"
 START = """
 import subprocess, sys
@@ -109,3 +113,39 @@ def test_a_round_through_connect_selects_the_same_pairs(tiny, server, spark, tmp
     _, said = dfn(server, output, "loop")
     assert " rows in " not in said
     assert "up to date" in said
+
+
+def run_notebook(server: str, name: str, given: dict[str, str]) -> str:
+    """What a notebook prints where there is no Java."""
+    parameters = {f"DFN_{key.upper()}": value for key, value in given.items()}
+    environment = {**os.environ, **parameters, "SPARK_REMOTE": server, "JAVA_HOME": "/nowhere", "MPLBACKEND": "agg"}
+    environment["PYTHONPATH"] = str(ROOT)
+    command = [sys.executable, str(ROOT / "notebooks" / f"{name}.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_notebooks_through_connect_say_what_the_tables_say(tiny, server, tmp_path):
+    """A pool's funnel, another rule with who moved, and the decisions: 01, 03 and 05."""
+    project, ended, _ = tiny
+    shutil.copytree(project.config.output_folder, tmp_path / "copy")
+    given = {"conf": "tiny", "set": f"output={tmp_path / 'copy'}"}
+    was, is_ = (ended.arms["dfn"].receipts[seed] for seed in (1, 2))
+    said = run_notebook(server, "01_pool", given | {"selection": was["selection_id"]})
+    assert re.search(rf"kept by the rule +{was['num_rows']} ", said) and re.search("pairs in the pool +400", said)
+    rule = {"rule": "stages.selection.keep.top_fraction=0.15", "before": was["selection_id"], "num_pairs": "3"}
+    said = run_notebook(server, "03_select", given | rule | {"filter": str(ended.filters[2].final.folder)})
+    kept = [
+        {
+            row["uid"]
+            for row in project.store.read("pool", SELECTIONS, where={"selection_id": r["selection_id"]}).collect()
+        }
+        for r in (was, is_)
+    ]
+    left, entered = len(kept[0] - kept[1]), len(kept[1] - kept[0])
+    assert f"{is_['num_rows']:,} pairs kept, threshold {is_['facts']['threshold']}" in said
+    assert f"'left': {left}, 'entered': {entered}" in said
+    said = run_notebook(server, "05_promote", given)
+    last = Promotions(project.store, "dfn_filter").decisions()[-1]
+    assert f"{last.decision_id} " in said and "nothing moved" in said

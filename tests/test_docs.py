@@ -1,5 +1,6 @@
 """The documentation is true to the code: commands, options, targets and configs are there; the tutorial runs."""
 
+import importlib
 import os
 import re
 import shlex
@@ -72,12 +73,17 @@ def test_there_is_something_to_check():
     assert len(found) > 50 and {words[1] for words in found if words[0] == "dfn"} >= {"run", "loop", "select", "doctor"}
 
 
-def test_every_column_of_every_table_is_in_the_reference():
+def hook(name: str):
+    """A hook of MkDocs, which are modules in docs/."""
     sys.path.insert(0, str(ROOT / "docs"))
     try:
-        import reference
+        return importlib.import_module(name)
     finally:
         sys.path.remove(str(ROOT / "docs"))
+
+
+def test_every_column_of_every_table_is_in_the_reference():
+    reference = hook("reference")
     page = reference.tables()
     assert "| `uid` | string | 32 lower-case hex digits; names the pair for good |" in page
     assert "## `" not in page and page.count("\n## ") >= 15
@@ -88,6 +94,22 @@ def test_every_column_of_every_table_is_in_the_reference():
         list(reference.columns_of("a"))
     assert "| `chunk_rows` | int |" in reference.configuration()
     assert "## dfn evalset add" in reference.commands()
+
+
+def test_a_notebook_becomes_a_page_of_its_text_and_its_code():
+    pages = hook("notebook_pages")
+    source = (
+        "# Databricks notebook source\n# MAGIC %md\n# MAGIC # Title\n# MAGIC\n# MAGIC Text `x`.\n\n"
+        "# COMMAND ----------\n\na = 1\n\nb = 2\n\n# COMMAND ----------\n\n# MAGIC %md One line.\n"
+    )
+    assert pages.page(source) == "# Title\n\nText `x`.\n\n```python\na = 1\n\nb = 2\n```\n\nOne line.\n"
+    with pytest.raises(ValueError, match="wanted '# Databricks notebook source' first"):
+        pages.page("a = 1")
+    nav = (ROOT / "mkdocs.yml").read_text()
+    for path in sorted((ROOT / "notebooks").glob("*.py")):
+        page = pages.page(path.read_text())
+        assert page.startswith("# ") and "MAGIC" not in page and page.count("```") % 2 == 0
+        assert f"notebooks/{path.stem}.md" in nav
 
 
 @pytest.mark.slow

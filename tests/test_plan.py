@@ -117,7 +117,7 @@ def test_points_are_read_from_runs_by_pairs_where_a_stage_counts_files(store):
         return RunRow(name, dataset, key, {}, "{}", facts, seconds, num_rows_in=rows)
 
     store.create("pool", PAIRS)
-    pairs = [{"uid": uid(n), "source": "x", "status": "ok"} for n in range(40)]
+    pairs = [{"uid": uid(n), "source": "x", "status": "metadata_only"} for n in range(40)]
     store.append_once(frame(store.spark, PAIRS, pairs), "pool", PAIRS, content="x", note={"slice": {}})
     timings = {"read_seconds": 1.0, "decode_seconds": 2.0, "model_seconds": 9.0, "wait_seconds": 100.0}
     record_runs(store, [
