@@ -208,7 +208,7 @@ def export(
         shards = project.sources[pool].shards
         done = export_selection(
             project.store, pool, selection_id, folder.absolute(), shards_root=folder_of(shards) if shards else "",
-            pairs_per_shard=pairs_per_shard, blur_faces=blur_faces,
+            pairs_per_shard=pairs_per_shard, blur_faces=blur_faces, storage=project.config.storage,
         )  # fmt: skip
         kept = {"shards_kept": done.num_kept} if done.num_kept else {}
         state = {"state": "up to date"} if done.is_up_to_date else kept

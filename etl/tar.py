@@ -15,6 +15,7 @@ from typing import IO, NamedTuple, Self
 
 from fsspec.core import url_to_fs
 
+from etl.storage import open_ranges
 from models.images import StatusError, one_line
 
 MAX_MEMBER_BYTES = 64 << 20
@@ -204,7 +205,7 @@ class RangeReader:
         try:
             if self._file is None or shard != self._shard:
                 self.close()
-                self._file, self._shard = open_shard(shard), shard
+                self._file, self._shard = open_ranges(shard), shard
                 self._size_bytes = self._file.seek(0, os.SEEK_END)
             self._file.seek(offset)
             return self._file.read(max(0, min(size, self._size_bytes - offset)))

@@ -110,8 +110,10 @@ def test_what_is_approved_in_staging_waits_in_production_and_can_be_taken_back(
     ],
 )
 def test_what_cannot_be_brought_is_refused(spark, filters, promote, uri, said):
-    if not mlflow.MlflowClient().search_registered_models("name='other'"):
-        mlflow.MlflowClient().create_registered_model("other")
-        mlflow.MlflowClient().create_model_version("other", "somewhere")
+    client = mlflow.MlflowClient()
+    if not client.search_registered_models("name='other'"):
+        made = client.copy_model_version(f"models:/{STAGING}/1", "other")
+        for tag in made.tags:
+            client.delete_model_version_tag("other", made.version, tag)
     code, err = promote("prod", "--from", uri)
     assert code == 2 and said in err

@@ -466,7 +466,7 @@ def opened(monkeypatch) -> list[Watched]:
         found.append(file)
         return file
 
-    monkeypatch.setattr(etl.tar, "open_shard", open_shard)
+    monkeypatch.setattr(etl.tar, "open_ranges", open_shard)
     return found
 
 

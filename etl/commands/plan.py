@@ -46,7 +46,7 @@ def plan(
         with configured(conf, override, quiet) as project:
             known, comparison = _measured(project, dataset_of(project, dataset), sample, against, known)
         if against:
-            emit({"compared": comparison} if json else {row["stage"]: row for row in comparison}, as_json=json)
+            emit({row.pop("stage"): row for row in comparison}, as_json=json)
             return
     found = {size.name: costs(size, known) for size in sizes}
     if json:

@@ -7,7 +7,7 @@ core: `dfn_embed` (pointers in, vectors out) and `dfn_score` (image bytes and te
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from etl.encode.feed import Feed, Row
 from etl.encode.lanes import TIMINGS, Lane, Window, run_pass
 from etl.encode.readers import EMBEDDED, EncoderSpec, ReaderSpec
 from etl.stage import series_udf
+from etl.storage import use
 from models.images import MAX_PIXELS
 from models.records import EncoderRecord
 
@@ -64,9 +65,13 @@ class Pass:
     """More rows than this share whose model gives NaN, infinity or zeros: the task fails, and so does the run."""
     calls_file: Path | None = None
     """Gets a line with the number of images per forward pass, which is how resume is proved. None: not counted."""
+    storage: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Of object stores that shards are on, for executors; see `etl/storage.py`."""
 
     def run(self, rows: Iterator[Row]) -> Iterator[Window]:
         """A task's part of the pass, on this task's device."""
+        if self.storage:
+            use(self.storage)
         device = task_device()
         lanes = [
             Lane(spec.load(device), on_batch=self._count, max_invalid_fraction=self.max_invalid_fraction)

@@ -8,7 +8,7 @@ one. In which shard a sample is, `spread.py` says. The folder must be one that e
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from etl.select.uid_lists import uid_list
 from etl.shard_writer import ShardWriter, write_manifest
 from etl.shards import RangeReader
 from etl.stage import digest, tasks
+from etl.storage import use
 from etl.store import Store
 from etl.tables import PAIRS, SELECTIONS, SHARDS
 from models.images import sha256_hex, sniff
@@ -35,6 +36,9 @@ EXTENSIONS = {"jpeg": "jpg"}
 LAYOUT = 1
 """Raise it when the same selection would give other bytes: shards of before are then not kept."""
 WRITTEN = "shard string, num_samples bigint, size_bytes bigint, sha256 string, was_there boolean"
+
+
+Storage = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -49,14 +53,16 @@ class Exported:
 
 
 def export_selection(store: Store, dataset: str, selection_id: str, folder: Path, *, shards_root: str,
-                     pairs_per_shard: int = 1000, blur_faces: bool = False) -> Exported:  # fmt: skip
+                     pairs_per_shard: int = 1000, blur_faces: bool = False,
+                     storage: Storage | None = None) -> Exported:  # fmt: skip
     """Tar shards that open_clip and plain `tarfile` read, `uids.npy`, and last `manifest.json` with the receipt.
 
     Shards hold at most `pairs_per_shard` samples, and as many as each other, but for one. The same selection gives the
     same bytes. Pairs whose pixels have not come are in `uids.npy` alone: what is still to be downloaded.
 
     Metadata of the images (EXIF, GPS) is stripped without recompressing; both sha256 are in each sample's json.
-    `blur_faces`: by the boxes in image_signals; how many pairs none looked at is in the manifest.
+    `blur_faces`: by the boxes in image_signals; how many pairs none looked at is in the manifest. `storage`: options of
+    the object store that the pool's shards are on, for executors; see `etl/storage.py`.
 
     Raises UserError where the folder holds something else than this export, or a part of it.
     """
@@ -71,7 +77,8 @@ def export_selection(store: Store, dataset: str, selection_id: str, folder: Path
     plan = digest(LAYOUT, selection_id, receipt["hash"], line.content, num_shards, *blurred.values())[:16]
     if (there := begin(folder, plan, selection_id)) is not None:
         return Exported(there, len(there), is_up_to_date=True)
-    written = _write_shards(samples, line, num_shards, str(folder), shards_root, plan) if num_shards else []
+    writer = shard_writer(str(folder), shards_root, plan, storage)
+    written = _write_shards(samples, line, num_shards, writer) if num_shards else []
     entries = [{key: value for key, value in row.items() if key != "was_there"} for row in written]
     _record_shards(store, dataset, selection_id, folder, entries)
     listed = uid_list(store, dataset, selection_id, folder / "uids.npy")
@@ -89,19 +96,23 @@ def _samples(store: Store, dataset: str, selection_id: str) -> DataFrame:
 
 
 def _write_shards(
-    samples: DataFrame, line: Line, num_shards: int, folder: str, root: str, plan: str
+    samples: DataFrame, line: Line, num_shards: int, writer: Callable[[pd.DataFrame], pd.DataFrame]
 ) -> list[dict[str, Any]]:
     # A number of tasks, for adaptive execution would make one of many small ones.
     spread = dealt(samples, line, num_shards).repartition(tasks(None, samples), "number")
     # Python: pixels are read, stripped and written where no JVM heap sees them.
-    rows = spread.groupBy("number").applyInPandas(shard_writer(folder, root, plan), WRITTEN).collect()
+    rows = spread.groupBy("number").applyInPandas(writer, WRITTEN).collect()
     return sorted((row.asDict() for row in rows), key=lambda row: (len(row["shard"]), row["shard"]))
 
 
-def shard_writer(folder: str, root: str, plan: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
+def shard_writer(
+    folder: str, root: str, plan: str, storage: Storage | None = None
+) -> Callable[[pd.DataFrame], pd.DataFrame]:
     """The samples of one shard -> its row of the manifest, once it is there under its final name."""
 
     def write(rows: pd.DataFrame) -> pd.DataFrame:
+        if storage:
+            use(storage)
         name = f"{int(rows['number'].iloc[0]):05d}.tar"
         there = kept(folder, name, plan)
         entry = there or _write(rows, folder, root, plan, name)

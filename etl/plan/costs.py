@@ -73,10 +73,10 @@ class Cost:
 def stage_cost(name: str, size: Size, rates: Rates) -> Cost:
     """By the formula above."""
     stage = rates.stages[name]
-    machines = rates.cpu if stage.on == "cpu" else rates.gpu_cluster
+    machines = rates.cpu if stage.cluster == "cpu" else rates.gpu_cluster
     rows = _rows(stage, size, rates)
     read_bytes = rows * rates.pool.bytes_per_pair if stage.reads_pixels else 0.0
-    gpu_seconds = _gpu_seconds(stage, rows, size, rates) if stage.on == "gpu" else 0.0
+    gpu_seconds = _gpu_seconds(stage, rows, size, rates) if stage.cluster == "gpu" else 0.0
     waits = {
         "cores": rows * stage.core_seconds / (machines.machines * machines.cores * rates.efficiency),
         "gpus": gpu_seconds / (machines.machines * max(1, machines.gpus)),

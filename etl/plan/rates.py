@@ -59,7 +59,7 @@ class Storage(StageConfig):
 class StageRate(StageConfig):
     """What a stage takes: `fixed_seconds` once, the rest for every row."""
 
-    on: Literal["cpu", "gpu"]
+    cluster: Literal["cpu", "gpu"]
     """Which cluster runs it."""
     rows: Literal["pool", "kept", "samples"] = "pool"
     """What it has a row for: a pair of the pool, one that is kept, a sample that training sees."""
@@ -98,7 +98,7 @@ class Rates(StageConfig):
         if self.encoder not in self.gflop_per_pair:
             known = ", ".join(self.gflop_per_pair)
             raise ValueError(f"encoder: wanted one of gflop_per_pair ({known}); found {self.encoder}")
-        if not self.gpu_cluster.gpus and any(s.forward_passes for s in self.stages.values() if s.on == "gpu"):
+        if not self.gpu_cluster.gpus and any(s.forward_passes for s in self.stages.values() if s.cluster == "gpu"):
             raise ValueError("gpu_cluster.gpus: wanted some; found 0")
         return self
 

@@ -107,8 +107,8 @@ def measured_rates(rates: Rates, lines: Mapping[str, Line]) -> Rates:
     stages = dict(rates.stages)
     for name, line in lines.items():
         known = stages.get(name)
-        on_cpu = line.per_row * (1 - line.model_share if known and known.on == "gpu" else 1)
-        base = known or StageRate(on="cpu")
+        on_cpu = line.per_row * (1 - line.model_share if known and known.cluster == "gpu" else 1)
+        base = known or StageRate(cluster="cpu")
         stages[name] = base.model_copy(update={"fixed_seconds": line.fixed, "core_seconds": on_cpu})
     return rates.model_copy(update={"stages": stages})
 

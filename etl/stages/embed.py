@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pydantic
 from pyspark.sql import DataFrame
@@ -33,6 +34,8 @@ class PassConfig(StageConfig):
     """Known to a run only: what `shard` is relative to."""
     calls_file: Path | None = pydantic.Field(default=None, exclude=True)
     """A file that gets the number of images of every forward pass; None: not counted."""
+    storage: dict[str, dict[str, Any]] = pydantic.Field(default={}, exclude=True)
+    """Known to a run only: see `etl/storage.py`."""
 
     @property
     def reader(self) -> ReaderSpec:
@@ -63,6 +66,7 @@ def read_pixels(pairs: DataFrame, configs: Sequence[PassConfig]) -> DataFrame:
         threads,
         first.max_invalid_fraction,
         first.calls_file,
+        first.storage,
     )
     dfn_pass = make_pass(work, first.shards_root)
     by_place = [F.col("shard"), F.col("offset_bytes")]
