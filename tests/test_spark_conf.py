@@ -4,11 +4,13 @@ import json
 import os
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
 
-SPARK = Path(__file__).resolve().parent.parent / "conf" / "spark"
+ROOT = Path(__file__).resolve().parent.parent
+SPARK = ROOT / "conf" / "spark"
 PROPERTY = re.compile(r"(spark\.[\w.]+)\s+(\S+)$")
 
 
@@ -63,3 +65,18 @@ def test_the_gpus_of_a_machine_are_found(tmp_path, listed):
 def test_a_machine_without_gpus_fails_at_its_start(tmp_path, script, said):
     done = discover(tmp_path, script)
     assert (done.returncode, done.stdout) == (1, "") and said in done.stderr
+
+
+def test_the_image_is_made_of_what_is_there():
+    """Read, not built: extras, files, and versions that the project knows."""
+    image = (ROOT / "Dockerfile").read_text()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    (extras,) = re.findall(r"wheel\[([\w,]+)\]", image)
+    assert set(extras.split(",")) <= project["project"]["optional-dependencies"].keys()
+    copied = re.findall(r"^COPY (?!--from)(\S+)", image, re.M)
+    assert copied == ["dist/*.whl", "conf/spark"] and (ROOT / "conf" / "spark").is_dir()
+    kept = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    assert all(any(path.startswith(keep) for keep in kept) for path in copied)
+    spark = re.search(r"apache/spark:([\d.]+)-", image)[1]
+    assert f"pyspark=={spark}" in project["tool"]["uv"]["constraint-dependencies"]
+    assert re.search(r"FROM python:3\.11", image) and project["project"]["requires-python"].startswith(">=3.11")
