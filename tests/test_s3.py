@@ -68,6 +68,7 @@ def taken():
     return []
 
 
+@pytest.mark.slow
 def test_a_pool_on_s3_is_that_of_the_disk_and_neighbours_share_a_request(spark, server, folder, monkeypatch):
     local = ran(spark, folder, "local", f"{folder}/release/shards/*.tar", "{}")
 
