@@ -16,6 +16,7 @@ from etl.store import Store
 from models import registry, spool, tracking
 from models.filters import Filter, save_filter
 
+pytestmark = pytest.mark.slow
 DIM = TINY["embed_dim"]
 STAGING, PRODUCTION = "stag.dfn.dfn_filter", "prod.dfn.dfn_filter"
 

@@ -165,11 +165,6 @@ def test_another_rule_shows_who_enters_and_who_leaves_and_why(tiny, run, of_copy
     assert moved["entered"] < after - before and moved["left"] < before - after
     assert (left["moved"][["score_before", "score_after"]].notna().all(axis=1)).all()
     assert [len(pictures(figure)) for figure in left["figures"]] == [5, 5]
-    with_threshold = run("03_select", of_copy | given | {"rule": "stages.selection.keep.top_fraction=0.5",
-                                                         "before": left["after"],
-                                                         "filter": str(ended.filters[2].final.folder)})  # fmt: skip
-    assert list(with_threshold["found"]["why"]) == ["entered: threshold moved"]
-    assert [len(pictures(figure)) for figure in with_threshold["figures"]] == [5]
 
 
 def test_induced_runs_stand_beside_those_that_judged_the_champion(tiny, run, of_tiny):
