@@ -10,9 +10,6 @@ from etl.loop.promotion import WAITING, Decision, Promotions, champions
 from etl.stage import UserError
 from etl.store import Store
 
-OWN = ("verdict", "decision")
-"""Tags of a version that say what its own environment decided."""
-
 
 def adopt(store: Store, uri: str, name: str) -> Decision:
     """Copies a registered version to the model `name`, once, and adds the decision that waits.
@@ -39,10 +36,9 @@ def adopt(store: Store, uri: str, name: str) -> Decision:
     if compared == version:
         raise UserError(f"promote --from: wanted another than the champion of {name}; found it: {version}")
     if registry.version_of(name, version) is None:
-        copied = registry.copy(source, number, name)
-        registry.set_tags(name, copied, {tag: value for tag, value in tags.items() if tag not in OWN})
+        registry.set_tags(name, registry.copy(source, number, name), tags)
     reason = f"copied from {source} version {number}, {tags.get('verdict', 'not judged')} there"
     waiting = Decision.of(name, version, compared, WAITING, reason, follows=promotions.tip(), facts={"from": uri})
     promotions.add(waiting)
-    promotions.align()
+    promotions.align()  # the tags then say what was decided here
     return waiting
