@@ -171,6 +171,15 @@ FAULTS = {
         "bytes that are not those of the index",
         "test_collect.py::test_bytes_that_are_not_those_of_the_index_are_in_no_shard",
     ),
+    "F26": _fault(
+        "takedown after the fact",
+        "test_forget.py::test_rows_go_from_every_table_and_no_other_changes",
+        "test_forget.py::test_nothing_that_is_left_names_them",
+        "test_forget.py::test_the_ledgers_and_the_receipt_count_what_was_forgotten",
+        "test_forget.py::test_the_same_content_stays_out_with_a_status",
+        "test_forget_files.py::test_a_blanked_sample_is_gone_and_no_offset_moves",
+        "test_forget_tiny.py::test_what_is_forgotten_is_in_no_file_of_a_whole_run",
+    ),
     "F27": _fault(
         "MLflow down, a missing alias",
         "test_loop.py::test_where_mlflow_is_down_nothing_is_decided_and_the_round_ends",
