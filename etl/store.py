@@ -68,11 +68,9 @@ class Store:
         }
         listed = ", ".join(f"'{key}' = '{_sql(value)}'" for key, value in properties.items())
         partitioned = f"PARTITIONED BY ({', '.join(table.sliced_by)})" if table.sliced_by else ""
+        create = f"CREATE TABLE IF NOT EXISTS {self.name(dataset, table)} ({table.ddl}) USING DELTA {partitioned}"
         try:
-            self.spark.sql(
-                f"CREATE TABLE IF NOT EXISTS {self.name(dataset, table)} ({table.ddl}) USING DELTA {partitioned} "
-                f"TBLPROPERTIES ({listed})"
-            )
+            self.spark.sql(f"{create} TBLPROPERTIES ({listed})")
         except Exception as error:  # of another class under Spark Connect
             if "DELTA_PROTOCOL_CHANGED" not in str(error) and "DELTA_METADATA_CHANGED" not in str(error):
                 raise  # else somebody made it at the same time
