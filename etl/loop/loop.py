@@ -12,8 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from etl.config import Kind
 from etl.encode.vectors import vectors_folder
 from etl.filters import guard
@@ -40,6 +38,8 @@ class Round:
     verdict: str
     is_promoted: bool
     searched: Searched | None = None
+    run_folder: Path | None = None
+    """Whose name the round's run in MLflow has."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Loop:
             judged = Loop(self.project.with_loop(searched.loop))
         ended = judged._judge(eval_sets, data, run.folder)
         run.end(ended.arms, ended.verdict, ended.is_promoted, searched)
-        return replace(ended, searched=searched)
+        return replace(ended, searched=searched, run_folder=run.folder)
 
     def _filter_datasets(self) -> tuple[str, ...]:
         """That any candidate's filter learns from."""
@@ -134,11 +134,7 @@ class Loop:
 
     def truth_by_uid(self) -> dict[str, bool]:
         """Whether a pair's caption is the true one; empty where no noise was planted. Read by no stage."""
-        folder = self.project.corpus_folder(self.pool)
-        if folder is None:
-            return {}
-        truth = pd.read_parquet(folder / "truth.parquet")
-        return dict(zip(truth["uid"], truth["is_true"], strict=True))
+        return self.project.truth(self.pool)
 
     @property
     def _truth(self) -> Any:

@@ -1,29 +1,32 @@
-"""What a round leaves to read: summary.json, the table on the terminal, report.html. Writes in OUTPUT only."""
+"""What a round leaves to read: summary.json, the table on the terminal, report.html, a data card.
+
+Writes in OUTPUT, and logs the card to MLflow.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from etl.config import folder_of
+from etl.cache import made
 from etl.loop.arms import ArmResult, headline, spread
 from etl.loop.loop import Loop, Round
 from etl.loop.training import Trained
 from etl.project import Project
-from etl.report import Arm, CandidateShown, PairShown, Report, SearchShown, thumbnail, write
-from etl.select.receipts import funnel
+from etl.report.card import Card, render
+from etl.report.card_facts import card_path, gather
+from etl.report.plots import Scores
+from etl.report.round import Arm, CandidateShown, Report, SearchShown, write
 from etl.shard_writer import publish_json
-from etl.shards import RangeReader
-from etl.stages.selection import ranked_by
-from etl.tables import DATASET_TABLES, PAIRS, RUNS, SCORES, SELECTIONS
+from etl.tables import DATASET_TABLES, RUNS
+from models.records import write_whole
 
-BINS = 60
-SHOWN = 10
-"""Pairs per group: top, around the cut, bottom."""
+GROUPS = ("top", "last to be kept", "first to be left out", "bottom")
+"""Of the card's, shown on the round's page too."""
 LIMITS = (
     "Frozen towers and trained heads: an analogue of the paper's experiment, not the experiment.",
     "Permuted captions leave images and captions as sets unchanged: a filter that looks at one side cannot see them.",
@@ -52,7 +55,7 @@ def seconds_by_stage(project: Project) -> dict[str, float]:
 
 
 def write_outcome(project: Project, ended: Round) -> dict[str, Any]:
-    """summary.json and report.html in OUTPUT; returns the summary."""
+    """summary.json, report.html and the card of the filter's selection in OUTPUT; returns the summary."""
     loop = project.config.loop
     arms = ended.arms.values()
     summary: dict[str, Any] = {
@@ -72,8 +75,10 @@ def write_outcome(project: Project, ended: Round) -> dict[str, Any]:
     }
     summary |= {"search": ended.searched.summary()} if ended.searched else {}
     folder = project.config.output_folder
+    card = gather(project, Loop(project).pool, _chosen(project, ended))
+    summary["card"] = str(_write_card(project, ended, card).relative_to(folder))
     publish_json(folder / "summary.json", summary)
-    write(_report(project, ended, summary), folder / "report.html")
+    write(_report(project, ended, summary, card), folder / "report.html")
     return summary
 
 
@@ -117,27 +122,47 @@ def _search_lines(search: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _report(project: Project, ended: Round, summary: Mapping[str, Any]) -> Report:
-    loop, pool = project.config.loop, Loop(project).pool
+def _chosen(project: Project, ended: Round) -> Mapping[str, Any]:
+    """The receipt of the arm that a filter made, under the first seed; of the first arm where no filter made one."""
+    loop = project.config.loop
     chosen = next((ended.arms[name] for name, arm in loop.arms.items() if arm.keep == "filter"), None)
-    shown = chosen or next(iter(ended.arms.values()))
-    receipt = dict(shown.receipts[loop.seeds[0]])
-    scored = _scored(project, pool, receipt)
-    edges, all_counts, kept_counts = _histogram(scored)
+    return (chosen or next(iter(ended.arms.values()))).receipts[loop.seeds[0]]
+
+
+def _write_card(project: Project, ended: Round, card: Card) -> Path:
+    """Into OUTPUT/cards, and beside the round's run in MLflow, where that answers."""
+    from models import cards, spool
+    from models.tracking import TrackingDownError
+
+    path = card_path(project, card.receipt)
+    made(path.parent)
+    write_whole(path, render(card))
+    run_id = spool.run_id_of(ended.run_folder) if ended.run_folder else None
+    try:
+        if run_id:
+            cards.log_card(project.tracking_uri, path, run_id)
+    except TrackingDownError as error:
+        project.say(f"the card is in {path} alone: {error}")
+    return path
+
+
+def _report(project: Project, ended: Round, summary: Mapping[str, Any], card: Card) -> Report:
+    loop, none = project.config.loop, Scores([], [], [], None)
+    scores = next((scores for scores in card.scores if scores.threshold is not None), none)
     return Report(
-        title=f"{project.config.name}: {shown.name}",
-        intro=project.config.intro,
-        funnel=funnel(receipt),
+        title=card.title,
+        intro=card.intro,
+        funnel=list(card.funnel),
         tables=summary["tables"],
-        histogram_edges=edges,
-        histogram_pool=all_counts,
-        histogram_selected=kept_counts,
-        threshold=receipt["facts"]["threshold"],
+        histogram_edges=list(scores.edges),
+        histogram_pool=list(scores.pool),
+        histogram_selected=list(scores.selected),
+        threshold=scores.threshold,
         arms=[_arm(arm, loop.headline, loop.headline_parts) for arm in ended.arms.values()],
         headline_metric=loop.headline,
         verdict=ended.verdict,
-        groups=_groups(project, pool, scored, receipt),
-        receipt=receipt,
+        groups={name: list(card.groups[name]) for name in GROUPS if name in card.groups},
+        receipt=dict(card.receipt),
         seconds=summary["seconds"],
         limits=list(LIMITS),
         search=_found(summary["search"]) if "search" in summary else None,
@@ -158,65 +183,3 @@ def _arm(arm: ArmResult, headline: str, parts: tuple[str, ...]) -> Arm:
     metrics = {name: (float(v["mean"]), float(v["std"]), int(v["seeds"])) for name, v in summary.items()}
     rows = [int(receipt["num_rows"]) for receipt in arm.receipts.values()]
     return Arm(arm.name, round(mean(rows)), mean(arm.precision.values()) if arm.precision else None, metrics)
-
-
-def _scored(project: Project, pool: str, receipt: Mapping[str, Any]) -> DataFrame:
-    """(uid, score, is_kept) of the pool under the selection's filter."""
-    filter_, version = ranked_by(receipt["rule"]) or ("", "")
-    where = {"filter": filter_, "filter_version": version}
-    kept = project.store.read(pool, SELECTIONS, where={"selection_id": receipt["selection_id"]})
-    marked = kept.select("uid", F.lit(True).alias("is_kept"))
-    scores = project.store.read(pool, SCORES, where=where).where("score IS NOT NULL").select("uid", "score")
-    return scores.join(marked, on="uid", how="left").select(
-        "uid", "score", F.coalesce("is_kept", F.lit(False)).alias("is_kept")
-    )
-
-
-def _histogram(scored: DataFrame) -> tuple[list[float], list[int], list[int]]:
-    """Bin edges, and the number of scored and of kept pairs in each bin."""
-    low, high = scored.agg(F.min("score"), F.max("score")).collect()[0]
-    if low is None or low == high:
-        return [], [], []
-    place = F.least(F.floor((F.col("score") - F.lit(low)) / F.lit((high - low) / BINS)), F.lit(BINS - 1))
-    counted = scored.groupBy(place.alias("bin")).agg(
-        F.count(F.lit(1)).alias("n"), F.sum(F.col("is_kept").cast("int")).alias("k")
-    )
-    rows = {int(row["bin"]): row for row in counted.collect()}
-    edges = [low + (high - low) * i / BINS for i in range(BINS + 1)]
-    pool, kept = ([int(rows[i][c]) if i in rows else 0 for i in range(BINS)] for c in ("n", "k"))
-    return edges, pool, kept
-
-
-def _groups(project: Project, pool: str, scored: DataFrame, receipt: Mapping[str, Any]) -> dict[str, list[PairShown]]:
-    threshold = receipt["facts"]["threshold"]
-    if threshold is None:
-        return {}
-    orders = {
-        "top": [F.col("score").desc(), F.col("uid")],
-        "around the cut": [F.abs(F.col("score") - F.lit(threshold)), F.col("uid")],
-        "bottom": [F.col("score"), F.col("uid")],
-    }
-    pairs = project.store.read(pool, PAIRS).select("uid", "text", "shard", "offset_bytes", "size_bytes")
-    shards = project.sources[pool].shards
-    root = folder_of(shards) if shards else ""
-    truth = Loop(project).truth_by_uid()
-    groups = {}
-    with RangeReader() as reader:
-        for name, order in orders.items():
-            chosen = (
-                scored.orderBy(*order)
-                .limit(SHOWN)
-                .join(pairs, on="uid", how="inner")
-                .orderBy(F.col("score").desc(), "uid")
-            )
-            groups[name] = [
-                PairShown(
-                    row["uid"],
-                    row["text"] or "",
-                    row["score"],
-                    thumbnail(reader.read(f"{root}/{row['shard']}", row["offset_bytes"], row["size_bytes"]), 192),
-                    truth.get(row["uid"]),
-                )
-                for row in chosen.collect()
-            ]
-    return groups

@@ -73,7 +73,7 @@ def _apart_from_versions(rule: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def changed(before: DataFrame, after: DataFrame) -> DataFrame:
-    """(uid, change, reason) of the pairs that only one of two judgements keeps."""
+    """(uid, change, reason, score: by the side that keeps it) of the pairs that only one of two judgements keeps."""
     left, right = (
         frame.select("uid", *(F.col(c).alias(f"{c}_{side}") for c in ("verdict", "rank", "is_kept")))
         for frame, side in ((before, "before"), (after, "after"))
@@ -90,7 +90,8 @@ def changed(before: DataFrame, after: DataFrame) -> DataFrame:
         .otherwise("score moved")
     )
     change = F.when(was, "left").otherwise("entered")
-    return joined.where(was != is_).select("uid", change.alias("change"), reason.alias("reason"))
+    score = F.when(was, F.col("rank_before")).otherwise(F.col("rank_after")).alias("score")
+    return joined.where(was != is_).select("uid", change.alias("change"), reason.alias("reason"), score)
 
 
 def movers(store: Store, dataset: str, before: str, after: str, limit: int) -> pd.DataFrame:

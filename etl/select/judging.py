@@ -35,7 +35,7 @@ def gather(config: Config, pairs: DataFrame, signals: DataFrame | None, image_si
 
     A score that is no finite number is NULL.
     """
-    blocked = _is_blocked(blocklist(config.exclude.blocklists, config.blocklist_sha256))
+    blocked = is_blocked(blocklist(config.exclude.blocklists, config.blocklist_sha256))
     said = {f"names_{name}": wordnet.names(config.wordnet_folder, config.synsets[name], config.files_sha256)
             for name in config.lists()}  # fmt: skip
     if config.balance:
@@ -97,7 +97,7 @@ def blocklist(paths: tuple[Path, ...], wanted_sha256: str = "") -> list[str]:
     return found
 
 
-def _is_blocked(lines: list[str]) -> Column:
+def is_blocked(lines: list[str]) -> Column:
     """Whether a pair's uid, sha256, URL, domain, or a domain above it is in the list, or a perceptual hash near it."""
     if not lines:
         return F.lit(False)

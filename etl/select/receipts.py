@@ -64,6 +64,16 @@ def newest(store: Store, dataset: str) -> dict[str, Any]:
     return receipt_of(store, dataset, str(ids[0]))
 
 
+def receipt_named(store: Store, dataset: str, named: str) -> dict[str, Any]:
+    """The receipt of a selection by its id, or by its name where one only has it. Raises UserError."""
+    known = receipts(store, dataset)
+    found = [named] if named in known else [id_ for id_, receipt in known.items() if receipt["rule"]["name"] == named]
+    if len(found) > 1:
+        raise UserError(f"wanted one selection of {dataset}; found {len(found)} named {named}; "
+                        f"fix: one of {', '.join(sorted(found))}")  # fmt: skip
+    return known[found[0]] if found else receipt_of(store, dataset, named)
+
+
 def cuts_of(store: Store, dataset: str, filter_version: str) -> list[float]:
     """The thresholds of the selections that this filter ranked."""
     rules = ((receipt, selection.ranked_by(receipt["rule"])) for receipt in receipts(store, dataset).values())

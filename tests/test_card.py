@@ -1,0 +1,266 @@
+"""Cards and comparisons from tables: planted answers compared whole, and the tiny recipe's card in a browser."""
+
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+from chromium import Browser
+from helpers import frame, picture, places, uid, write_shard
+from pyspark.sql import functions as F
+
+from etl.config import load
+from etl.project import Project
+from etl.report import card, card_facts, compare_facts
+from etl.report.card import Duplicates, Leaks, Share
+from etl.report.card_facts import gather
+from etl.report.showing import SHOWN
+from etl.run import Runner
+from etl.select.receipts import receipt_named, receipt_of
+from etl.stage import UserError
+from etl.stages import selection
+from etl.stages.selection import Config, Keep
+from etl.tables import CONTAMINATED, DUPLICATES, EVALUATIONS, FETCHES, IMAGE_SIGNALS, PAIRS, RUNS, SCORES, SIGNALS
+from models.tracking import answering
+
+RULE = Config(name="half", keep=Keep(top_fraction=0.5), scored_by={"dfn": ("f", "v" * 16)})
+F1, G1 = {"filter": "f", "filter_version": "v" * 16}, {"filter": "g", "filter_version": "w" * 16}
+WORDS_UNSAFE, PICTURE_UNSAFE, FACE, LEAKED, OPTED_OUT, BLOCKED, BROKEN, NOT_LOOKED_AT = 39, 38, 37, 36, 35, 34, 33, 32
+MODEL = {"model": "open_nsfw", "model_version": "m" * 16, "status": "ok"}
+
+
+@pytest.fixture(scope="module")
+def planted(spark, tmp_path_factory):
+    """(project, receipt of the upper half, receipt of the upper quarter) of 40 pairs; pair n has score n / 100."""
+    folder = tmp_path_factory.mktemp("planted")
+    (folder / "in").mkdir()
+    (folder / "never.txt").write_text(uid(BLOCKED) + "\n")
+    write_shard(folder / "in" / "a.tar", {f"{n:02}": {"png": picture(n)} for n in range(40)})
+    at = places(folder / "in" / "a.tar")
+    settings = [f"output={folder}/out", "datasets.pool.kind=pool", f"datasets.pool.shards={folder}/in/*.tar",
+                f"stages.selection.exclude.blocklists=[{folder}/never.txt]"]  # fmt: skip
+    project = Project(load([], settings))
+    store = project.store
+
+    def put(table, rows):
+        store.create("pool", table)
+        store.append_once(frame(spark, table, rows), "pool", table, content="1", note={"slice": {}})
+
+    def row(n):
+        place = dict(zip(("offset_bytes", "size_bytes"), at[f"{n:02}.png"], strict=True))
+        status = {"status": "decode_error", "status_reason": "cut"} if n == BROKEN else {"status": "ok"}
+        host = "www.cats.example" if n < 30 else "dogs.example:8080"
+        size = {"width_px": 8 if n < 10 else 2000, "height_px": 3000, "image_format": "png"}
+        named = {"uid": uid(n), "text": f"caption {n}", "url": f"https://{host}/{n}.png", "source": "s"}
+        return {**named, **size, **place, **status, "shard": "a.tar"}
+
+    put(PAIRS, [row(n) for n in range(40)])
+    put(SCORES, [{**by, "uid": uid(n), "score": sign * n / 100, "status": "ok"} for n in range(40)
+                 for by, sign in ((F1, 1), (G1, -1))])  # fmt: skip
+    put(SIGNALS, [{"uid": uid(n), "language": "en" if n % 4 else "ar", "num_words": 2, "status": "ok",
+                   "nsfw_text_score": 0.5 if n == WORDS_UNSAFE else 0.0} for n in range(40)])  # fmt: skip
+    put(IMAGE_SIGNALS, [
+        {**MODEL, "uid": uid(n), "nsfw_score": 0.9 if n == PICTURE_UNSAFE else 0.01,
+         "face_boxes": [[0.0, 0.0, 1.0, 1.0]] if n == FACE else []}
+        for n in range(40) if n != NOT_LOOKED_AT
+    ])  # fmt: skip
+    put(CONTAMINATED, [{"eval_set": "things", "method": "sha256", "uid": uid(LEAKED), "distance": 0.0}])
+    put(DUPLICATES, [{"method": "sha256", "uid": uid(n), "group_uid": uid(group), "distance": 0.0}
+                     for n, group in ((31, 30), (30, 30), (5, 4), (4, 4), (19, 18), (18, 18))])  # fmt: skip
+    fetched = {"url": "https://x.example/", "status": "ok", "num_attempts": 1, "shard": "a.tar", "fetched_at": None}
+    now = spark.sql("SELECT current_timestamp()").collect()[0][0]
+    put(FETCHES, [{**fetched, "fetched_at": now, "uid": uid(OPTED_OUT), "opt_out_evidence": "noai"}])
+    runner = Runner(store, {"pool": "pool"})
+    quarter = RULE.model_copy(update={"name": "quarter", "keep": Keep(top_fraction=0.25)})
+    ids = [str(runner.run(selection.STAGE, "pool", rule).slice["selection_id"]) for rule in (RULE, quarter)]
+    return project, *(receipt_of(store, "pool", id_) for id_ in ids)
+
+
+@pytest.fixture(scope="module")
+def found(planted):
+    return gather(planted[0], "pool", planted[1])
+
+
+def numbers(groups):
+    return {name: [int(shown.uid, 16) for shown in pairs] for name, pairs in groups.items()}
+
+
+def test_the_grids_hold_what_they_say_and_no_pair_that_is_flagged(found):
+    """Kept are the 19 highest of 38: 39 to 19 without the broken and the leaked one, 6 of them flagged."""
+    shown = numbers(found.groups)
+    random = shown.pop("random, of those kept")
+    assert shown == {
+        "top": list(range(31, 21, -1)),
+        "last to be kept": [23, 22, 21, 20, 19],
+        "first to be left out": [18, 17, 16, 15, 14],
+        "just below the threshold": list(range(13, 3, -1)),
+        "bottom": list(range(9, -1, -1)),
+    }
+    assert len(set(random)) == 10 and set(random) <= set(range(19, 32)) and random != shown["top"]
+    pairs = {pair.uid: pair for group in found.groups.values() for pair in group}
+    assert all(pair.thumbnail_png and pair.caption == f"caption {int(pair.uid, 16)}" for pair in pairs.values())
+    assert pairs[uid(20)].score == pytest.approx(0.2)
+
+
+def test_the_counts_are_those_that_were_planted(found):
+    assert (found.num_pool, found.num_pairs, found.num_samples, found.repeats) == (40, 19, 19, {1: 19})
+    assert found.threshold == pytest.approx(0.19) and found.is_intact and found.ranked_by == "f vvvvvvvv"
+    assert found.funnel == [
+        ("pairs in the pool", 40, ""),
+        ("not contaminated", 39, "1 contaminated"),
+        ("not decode_error", 38, "1 decode_error"),
+        ("kept by the rule", 19, "19 below the cut"),
+    ]
+    assert found.columns == {
+        "Languages": [Share("en", 30, 15), Share("ar", 10, 4)],
+        "Domains": [Share("cats.example", 30, 11), Share("dogs.example", 10, 8)],
+        "Shorter side, px": [Share("under 64", 10, 0), Share("1024 and more", 30, 19)],
+        "Formats": [Share("png", 40, 19)],
+        "Sources": [Share("s", 40, 19)],
+        "Words in the caption": [Share("1 to 2", 40, 19)],
+    }
+    assert found.duplicates == [Duplicates("sha256", 6, 3, 3, 1)]
+    assert found.leaks == [Leaks("things", "sha256", 1, 0)]
+    assert [(sum(s.pool), sum(s.selected), s.name) for s in found.scores] == [
+        (40, 19, "f vvvvvvvv"),
+        (40, 19, "g wwwwwwww"),
+    ]
+    own, other = found.scores
+    assert (own.edges[0], own.edges[-1], own.threshold) == (0.0, pytest.approx(0.39), found.threshold)
+    assert own.selected[:29] == [0] * 29 and other.threshold is None
+
+
+def test_two_filters_of_which_one_is_the_other_upside_down(found):
+    (pair,) = found.filters
+    assert (pair.first, pair.second, pair.num_pairs) == ("f vvvvvvvv", "g wwwwwwww", 40)
+    # Of 40 each would keep 19, none in common; both leave out two.
+    assert (pair.overlap, pair.agreement, pair.correlation) == (0.0, pytest.approx(2 / 40), pytest.approx(-1.0))
+
+
+def test_the_limits_are_told_from_facts(found, planted):
+    project, receipt, _ = planted
+    limits = " ".join(found.limits)
+    assert "8 pairs of the pool are flagged or cannot be shown" in limits
+    assert "The rule keeps duplicates" in limits and "No model looked" not in limits and "faces" not in limits
+    rows = project.store.read("pool", PAIRS)
+    assert rows.count() == 40
+    changed = gather(project, "pool", {**receipt, "hash": "0" * 32, "inputs": {}})
+    assert not changed.is_intact and changed.limits[0].startswith("The rule cannot be applied again")
+    assert numbers(changed.groups)["top"] == numbers(found.groups)["top"]
+
+
+def test_a_card_is_found_by_name_where_one_only_has_it(planted):
+    project, receipt, _ = planted
+    assert receipt_named(project.store, "pool", "half") == receipt
+    assert receipt_named(project.store, "pool", receipt["selection_id"]) == receipt
+    with pytest.raises(UserError, match="found no 'third'"):
+        receipt_named(project.store, "pool", "third")
+
+
+def test_a_comparison_shows_who_left_and_why_and_no_flagged_pair(planted):
+    project, half, quarter = planted
+    made = compare_facts.gather(project, "pool", half, quarter)
+    assert (made.both, made.why) == (9, [("left", "threshold moved", 10)])
+    assert (numbers(made.left), made.entered) == ({"threshold moved": list(range(28, 18, -1))}, {})
+    assert made.rules == [("rule.name", "half", "quarter"), ("rule.keep.top_fraction", 0.5, 0.25)]
+    back = compare_facts.gather(project, "pool", quarter, half)
+    assert back.why == [("entered", "threshold moved", 10)]
+    assert numbers(back.entered) == numbers(made.left)
+
+
+def test_the_round_leaves_a_card_that_a_browser_opens(tiny, tiny_output, tmp_path):
+    project, ended, _ = tiny
+    receipt = ended.arms["dfn"].receipts[0]
+    page = tiny_output / "cards" / f"{receipt['selection_id']}.html"
+    with Browser(tmp_path / "profile") as browser:
+        opened = browser.open(page)
+        assert (opened.console, opened.requests, opened.dialogs) == ([], [], [])
+        seen = browser.evaluate("[...document.querySelectorAll('main section')].map(section => section.id)")
+        assert seen == [id_ for id_, _ in card.SECTIONS]
+        assert browser.evaluate("[...document.images].filter(image => image.naturalWidth > 0).length") == 5 * SHOWN
+        told = browser.evaluate("document.body.innerText")
+    for words in (receipt["hash"], f"{receipt['num_rows']} of 400 pairs", "things.r5", "items, one seed"):
+        assert words in told
+    with answering(project.tracking_uri):
+        client = mlflow.MlflowClient()
+        experiment = client.get_experiment_by_name("tiny").experiment_id
+        (run,) = client.search_runs([experiment], "tags.kind = 'round'")
+        held = client.download_artifacts(run.info.run_id, f"cards/{page.name}")
+    assert Path(held).read_bytes() == page.read_bytes()
+
+
+def test_a_selection_that_induced_several_models_has_an_interval_over_their_seeds(tiny):
+    """The whole pool is one selection for all seeds."""
+    from etl.report.induced import measured
+
+    project, ended, _ = tiny
+    receipts = ended.arms["whole_pool"].receipts
+    assert len({receipt["selection_id"] for receipt in receipts.values()}) == 1
+    found, why_none = measured(project, receipts[0])
+    values = list(ended.arms["whole_pool"].metrics["things.r5"].values())
+    first = found[0]
+    assert (first.metric, first.how, why_none) == ("things.r5", "3 seeds", None)
+    assert first.mean == pytest.approx(sum(values) / 3)
+    spread = (sum((value - first.mean) ** 2 for value in values) / 2) ** 0.5
+    assert (first.low, first.high) == pytest.approx(
+        (first.mean - 2.4841 * spread, first.mean + 2.4841 * spread), abs=1e-4
+    )
+    tables = project.store.read("", EVALUATIONS).join(project.store.read("", RUNS), on="run_id", how="inner")
+    assert len(found) == tables.where("name = 'induced'").select("task", "metric").distinct().count()
+
+
+@pytest.mark.slow
+def test_the_card_of_a_million_pairs_is_small_and_paints_at_once(spark, tmp_path, capsys):
+    """Prints seconds of gathering, bytes, and seconds to first paint: a machine's, so not asserted."""
+    num_pairs = 1_000_000
+    (tmp_path / "in").mkdir()
+    noise = {f"{n:02}": {"jpg": picture(n, (640, 480), "JPEG")} for n in range(64)}
+    write_shard(tmp_path / "in" / "a.tar", noise)
+    at = spark.createDataFrame([(int(name[:2]), *place) for name, place in places(tmp_path / "in" / "a.tar").items()],
+                               "m bigint, offset_bytes bigint, size_bytes bigint")  # fmt: skip
+    settings = [f"output={tmp_path}/out", "datasets.pool.kind=pool", f"datasets.pool.shards={tmp_path}/in/*.tar"]
+    project = Project(load([], settings))
+    store, number = project.store, F.col("id")
+    rows = spark.range(0, num_pairs, 1, 8).withColumn("uid", F.md5(number.cast("string")))
+    made = {
+        PAIRS: rows.withColumn("m", number % 64).join(F.broadcast(at), "m").withColumns({
+            "text": F.concat(F.lit("a caption of a picture, number "), number),
+            "url": F.concat(F.lit("https://host"), F.xxhash64("id") % 5000, F.lit(".example/"), number),
+            "shard": F.lit("a.tar"), "image_format": F.lit("jpeg"), "width_px": F.lit(640), "height_px": F.lit(480),
+            "status": F.lit("ok"), "source": F.lit("s"),
+        }),
+        SIGNALS: rows.withColumns({
+            "language": F.concat(F.lit("l"), number % 150), "num_words": (number % 30).cast("int"),
+            "nsfw_text_score": F.lit(0.0), "status": F.lit("ok"),
+        }),
+        SCORES: rows.withColumn("f", F.explode(F.array(*map(F.lit, "abcdef")))).withColumns({
+            "filter": F.col("f"), "filter_version": F.lit("v" * 16), "status": F.lit("ok"),
+            "score": ((F.xxhash64("id", "f") % 1_000_000) / 1e6).cast("float"),
+        }),
+        DUPLICATES: rows.where(number % 10 < 2).withColumns({
+            "method": F.lit("sha256"), "distance": F.lit(0.0),
+            "group_uid": F.md5((number - number % 10).cast("string")),
+        }),
+    }  # fmt: skip
+    for table, wide in made.items():
+        store.create("pool", table)
+        schema = store.schema("pool", table)
+        lacking = {f.name: F.lit(None).cast(f.dataType) for f in schema.fields if f.name not in wide.columns}
+        whole = wide.withColumns(lacking).select(*schema.names)
+        store.append_once(whole, "pool", table, content="1", note={"slice": {}})
+    rule = Config(keep=Keep(top_fraction=0.15), scored_by={"dfn": ("a", "v" * 16)})
+    run = Runner(store, {"pool": "pool"}).run(selection.STAGE, "pool", rule)
+    receipt = receipt_of(store, "pool", str(run.slice["selection_id"]))
+    started = time.monotonic()
+    page = card_facts.write_card(project, "pool", receipt, tmp_path / "card.html")
+    seconds = time.monotonic() - started
+    with Browser(tmp_path / "profile") as browser:
+        opened = browser.open(page)
+        assert (opened.console, opened.requests) == ([], [])
+        assert browser.evaluate("[...document.images].filter(image => image.naturalWidth > 0).length") == 5 * SHOWN
+    size = page.stat().st_size
+    told = f"{seconds:.1f} s, {size:,} bytes, first paint after {opened.first_paint_seconds} s"
+    with capsys.disabled():
+        print(f"\ncard of {num_pairs:,} pairs: {told}")
+    assert size < 10_000_000
+    assert opened.first_paint_seconds
