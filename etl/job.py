@@ -76,8 +76,8 @@ class Job:
 
     @property
     def code(self) -> str:
-        """What, beside its inputs, decides the rows: where it changed, everything written before is stale."""
-        return digest(self.stage.version, self.config.model_dump(mode="json"))
+        """See `code_of`."""
+        return code_of(self.stage, self.config)
 
     def table(self, base: StageRun) -> StageRun:
         """Replace the slice in one commit per table."""
@@ -159,6 +159,11 @@ class Job:
             "git_commit": code_commit(),
             **more,
         }
+
+
+def code_of(stage: Stage, config: StageConfig) -> str:
+    """What, beside its inputs, decides a stage's rows: where it changed, everything written before is stale."""
+    return digest(stage.version, config.model_dump(mode="json"))
 
 
 def own(stage: Stage, read: Read) -> bool:

@@ -52,22 +52,34 @@ class Rows:
 
     @classmethod
     def of(cls, job: Job) -> Rows:
-        """Plans chunks and finds what is missing; runs jobs."""
+        """Plans chunks, finds what is missing, and prepares; runs jobs."""
+        found = cls.seen(job)
+        return replace(found, facts=job.facts()) if found.todo else found
+
+    @classmethod
+    def seen(cls, job: Job) -> Rows:
+        """As `of`, without the facts: a look at what is left, that changes nothing."""
         driving, frame = next(iter(job.inputs.items()))
         table = job.stage.writes[-1]
         row_key = next(c for c in table.key if c not in table.sliced_by)
         grouped = frame.withColumn("_group", group_of(frame))
         commits = job.current_commits()
-        written = job.written() if commits else job.written().limit(0)
         finished = {c.note["chunk"] for c in commits if "chunk" in c.note}
         chunks = plan(grouped, row_key, getattr(job.config, "chunk_rows", 1_000_000))
         still_open = [chunk for chunk in chunks if chunk.id not in finished]
-        missing = left(grouped, written, row_key, still_open) if still_open else {}
+        if commits and still_open:
+            missing = left(grouped, job.written(), row_key, still_open)
+        else:  # nothing that is written counts
+            missing = {chunk.id: (chunk.id, chunk.num_rows) for chunk in still_open}
         todo = {chunk.id: chunk for chunk in still_open if missing.get(chunk.id, ("", 0))[1]}
         return cls(
             job, driving, row_key, grouped, todo, missing, sum(chunk.num_rows for chunk in chunks), not commits,
-            commits[-1].version if commits else -1, job.facts() if todo else {},
+            commits[-1].version if commits else -1,
         )  # fmt: skip
+
+    @property
+    def num_left(self) -> int:
+        return sum(self.missing[id_][1] for id_ in self.todo)
 
     def inputs(self, chunk: Chunk) -> dict[str, DataFrame]:
         """The job's inputs with only the rows of `chunk` that are missing."""
@@ -101,7 +113,7 @@ class Rows:
             job.stage.committed(job.config, job.written())
 
     def progress(self, seconds: float) -> Progress:
-        left_now = sum(self.missing[id_][1] for id_ in self.todo) - self.num_written
+        left_now = self.num_left - self.num_written
         return Progress(
             self.job.stage.name, self.job.dataset, self.total - left_now, self.total, self.num_written, seconds
         )

@@ -23,6 +23,9 @@ from etl.runs import RunRow, find_runs, record_runs
 from etl.stage import Read, Slice, Stage, StageConfig, Table, digest, overlap, slice_from
 from etl.store import Store
 
+NOT_THERE = -1
+"""Version of a table that is not made yet."""
+
 
 @dataclass(frozen=True)
 class Pin:
@@ -43,8 +46,8 @@ class Pin:
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """A run before it begins."""
+class Plan:
+    """A run before it begins, or one that is only looked at."""
 
     stage: Stage
     config: StageConfig
@@ -93,7 +96,7 @@ class Runner:
         with ExitStack() as leases:
             for table in {plan.stage.writes[-1].name: plan.stage.writes[-1] for plan in busy.values()}.values():
                 leases.enter_context(self.store.lease(dataset, table))
-            jobs = {n: self._job(plan, dataset) for n, plan in busy.items()}
+            jobs = {n: self.job(plan, dataset) for n, plan in busy.items()}
             rows = [n for n, plan in busy.items() if plan.stage.resume == "rows" and not plan.is_complete]
             done |= dict(zip(rows, append([(jobs[n], busy[n].base) for n in rows]), strict=True))
             for n in busy.keys() - set(rows):
@@ -109,24 +112,29 @@ class Runner:
                 self._record(done[n], plan.stage, plan.config)
         return [done[n] for n in range(len(parts))]
 
-    def _plan(self, stage: Stage, config: StageConfig, dataset: str, source: Any) -> _Plan:
+    def look(self, stage: Stage, dataset: str, config: StageConfig, *, source: Any = None) -> Plan:
+        """What `run` would begin with. Makes no table, and writes nothing."""
+        return self._plan(stage, config, dataset, source, is_look=True)
+
+    def _plan(self, stage: Stage, config: StageConfig, dataset: str, source: Any, *, is_look: bool = False) -> Plan:
         """Pins every input, names the run by what makes it up to date, and looks whether it is."""
         wanted = {name: read for name, read in stage.reads.items() if not own(stage, read) and read.is_read(config)}
-        pins = {name: self._pin(read, dataset, config) for name, read in wanted.items()}
+        pins = {name: self._pin(read, dataset, config, is_look) for name, read in wanted.items()}
         listed = stage.listing(source) if stage.listing else None
         files = [] if listed is None else listed.to_dict("records")
         versions = {name: [(p.label, p.data_version) for p in some] for name, some in pins.items()}
         key = digest(stage.name, stage.version, dataset, config.model_dump(mode="json"), versions, files)
         where = stage.output_slice(config, key)
         inputs = {p.label: p.version for some in pins.values() for p in some}
-        for table in stage.writes:
+        for table in stage.writes if not is_look else ():
             self._create(dataset, table)
         is_complete = self._is_complete(stage, dataset, where, key)
         base = StageRun(stage.name, dataset, key, where, True, inputs, None if listed is None else len(listed))
         is_idle = is_complete and (stage.name, key) in self._recorded
-        return _Plan(stage, config, pins, listed, base, is_complete, is_idle)
+        return Plan(stage, config, pins, listed, base, is_complete, is_idle)
 
-    def _job(self, plan: _Plan, dataset: str) -> Job:
+    def job(self, plan: Plan, dataset: str) -> Job:
+        """The work of a run that is not up to date. Its inputs must be there."""
         inputs = {name: self._read(plan.stage.reads[name], some, dataset) for name, some in plan.pins.items()}
         if plan.listed is not None:
             files = {"files": self.store.spark.createDataFrame(plan.listed)} if len(plan.listed) else {}
@@ -140,11 +148,12 @@ class Runner:
         if not self.store.exists(dataset, table):
             self.store.create(dataset, table)
 
-    def _pin(self, read: Read, dataset: str, config: StageConfig) -> list[Pin]:
+    def _pin(self, read: Read, dataset: str, config: StageConfig, is_look: bool) -> list[Pin]:
+        """A table that a look does not find is pinned at NOT_THERE: like one that was just made, without rows."""
         where = read.slice_of(config) if read.slice_of else slice_from(read.table, config)
         own = [name for name, kind in self.kinds.items() if kind in read.kinds] if read.kinds else [dataset]
         shared = self.registered.items() if "eval" in read.kinds else ()
-        for name in own:
+        for name in own if not is_look else ():
             self._create(name, read.table)
         pinned = []
         for name, store in [*((name, self.store) for name in own), *shared]:
@@ -152,6 +161,8 @@ class Runner:
                 history, is_shared = store.history(name, read.table), store is not self.store
                 newest, changed = history[0].version, data_version(history, where)
                 pinned.append(Pin(name, read.table, where, newest, changed, store, is_shared))
+            elif name in own:
+                pinned.append(Pin(name, read.table, where, NOT_THERE, NOT_THERE, store, False))
         return pinned
 
     def _read(self, read: Read, pins: list[Pin], dataset: str) -> DataFrame:
@@ -167,6 +178,8 @@ class Runner:
         return union
 
     def _is_complete(self, stage: Stage, dataset: str, where: Slice, key: str) -> bool:
+        if not self.store.exists(dataset, stage.writes[-1]):
+            return False
         notes = [
             c.note for c in self.store.history(dataset, stage.writes[-1]) if overlap(c.note.get("slice", {}), where)
         ]

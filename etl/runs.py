@@ -6,11 +6,19 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
+
+from pyspark.sql import functions as F
 
 from etl.stage import Facts, digest
 from etl.store import Store
 from etl.tables import RUNS
 from models.records import code_commit
+
+RECENT_RUNS = 10
+"""Of a stage, whose pace is taken for that of the next."""
+MAX_RUNS = 2000
+"""Of all stages, that come to the driver."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,16 @@ def record_runs(store: Store, runs: Sequence[RunRow]) -> None:
     ]  # fmt: skip
     content = digest([run.run_id for run in runs])  # once per run, also when a kill came right after this commit
     store.append_once(store.rows("", RUNS, rows), "", RUNS, content=content, note={"slice": {}})
+
+
+def recent_runs(store: Store, stages: Sequence[str]) -> list[dict[str, Any]]:
+    """Runs of stages that wrote rows, newest first: name, dataset, key, config_json, seconds, `rows` of each."""
+    if not store.exists("", RUNS):
+        return []
+    written = F.coalesce(F.get_json_object("facts_json", "$.num_rows_written").cast("bigint"), "num_rows_in")
+    runs = store.read("", RUNS).where(F.col("name").isin(list(stages))).withColumn("rows", written).where("rows > 0")
+    told = runs.orderBy(F.desc("ended_at")).select("name", "dataset", "key", "config_json", "seconds", "rows")
+    return [row.asDict() for row in told.limit(MAX_RUNS).collect()]
 
 
 def find_runs(store: Store) -> dict[tuple[str, str], Facts]:

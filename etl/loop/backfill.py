@@ -7,23 +7,24 @@ registry and OUTPUT/filters.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyspark.sql import functions as F
-
 from etl.filters.filters import filter_folder
 from etl.loop.gating import MODEL
 from etl.project import Project
+from etl.runs import RECENT_RUNS, recent_runs
 from etl.stage import Slice, Table, UserError
 from etl.stages import embed, score
-from etl.tables import EMBEDDINGS, PAIRS, RUNS, SCORES
+from etl.tables import EMBEDDINGS, PAIRS, SCORES
 from models.records import FilterRecord, WeightsError
 
 RECENT_RUNS = 10
 """Of a stage, whose pace is taken for that of the next."""
+CHAMPION_URI = f"models:/{MODEL}@champion"
+SERVING_URI = f"models:/{MODEL}@serving"
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ class Backfill:
         to_encode = self._missing(EMBEDDINGS, {"encoder": encoder.name, "encoder_version": encoder.version})
         to_score = self._missing(SCORES, {"filter": record.name, "filter_version": record.version})
         work = {embed.STAGE.name: to_encode, score.STAGE.name: to_score}
-        runs = {stage: self._recent(stage) for stage in work}
+        known = [run for run in recent_runs(self.project.store, list(work)) if run["dataset"] == self.pool]
+        runs = {stage: [run for run in known if run["name"] == stage][:RECENT_RUNS] for stage in work}
         hours: float | None = 0.0
         for stage, rows in work.items():
             pace = _pace(runs[stage])
@@ -153,15 +155,6 @@ class Backfill:
             return pairs.count()
         return pairs.join(store.read(self.pool, table, where=where).select("uid"), on="uid", how="left_anti").count()
 
-    def _recent(self, stage: str) -> list[Mapping[str, Any]]:
-        """Runs of a stage on the pool that wrote rows, newest first: rows and seconds."""
-        if not self.project.store.exists("", RUNS):
-            return []
-        written = F.coalesce(F.get_json_object("facts_json", "$.num_rows_written").cast("bigint"), "num_rows_in")
-        runs = self.project.store.read("", RUNS).where((F.col("name") == stage) & (F.col("dataset") == self.pool))
-        told = runs.select("seconds", written.alias("rows"), "ended_at").where("rows > 0")
-        return [row.asDict() for row in told.orderBy(F.desc("ended_at")).limit(RECENT_RUNS).collect()]
-
 
 def model_of(uri: str) -> str:
     """The registered name in models:/NAME@ALIAS or models:/NAME/VERSION. Raises UserError for anything else."""
@@ -171,7 +164,7 @@ def model_of(uri: str) -> str:
     return name
 
 
-def _pace(runs: list[Mapping[str, Any]]) -> float | None:
+def _pace(runs: Sequence[Mapping[str, Any]]) -> float | None:
     """Hours a row."""
     rows = sum(run["rows"] for run in runs)
     return sum(run["seconds"] for run in runs) / 3600 / rows if rows else None
