@@ -24,7 +24,8 @@ INTERRUPTED = "interrupted: what was committed stays; run it again to go on"
 class Reporter:
     """Lines go to standard error, so that `--json` owns standard output."""
 
-    def __init__(self, *, is_quiet: bool = False) -> None:
+    def __init__(self, *, is_quiet: bool = False, is_json_lines: bool = False) -> None:
+        self._is_json_lines = is_json_lines
         self._console = Console(stderr=True, quiet=is_quiet, highlight=False)
         self._started = time.monotonic()
         self._bar: Progress | None = None
@@ -32,14 +33,21 @@ class Reporter:
 
     def say(self, line: str) -> None:
         """One line, with the seconds since the start."""
+        if self._is_json_lines:
+            self._json({"said": line})
+            return
         seconds = f"{time.monotonic() - self._started:7.1f} s"
         self._console.print(f"[dim]{seconds}[/dim]  {escape(line)}", soft_wrap=True)
 
     def progress(self, at: Done) -> None:
         """After each chunk: a live bar on a terminal, a line in a log."""
         rate = at.rows_per_second
+        left = (at.rows_total - at.rows_done) / rate if rate else 0
+        if self._is_json_lines:
+            told = {"stage": at.stage, "dataset": at.dataset, "rows_done": at.rows_done, "rows_total": at.rows_total}
+            self._json({**told, "rows_per_second": round(rate, 3), "seconds_left": round(left, 1)})
+            return
         if not self._console.is_terminal:
-            left = (at.rows_total - at.rows_done) / rate if rate else 0
             place = f"{at.stage:<14} {at.dataset:<14} {at.rows_done:,} of {at.rows_total:,} rows"
             self.say(f"{place}, {rate:,.0f} rows/s, {left:.0f} s left")
             return
@@ -58,6 +66,11 @@ class Reporter:
         self._bar.update(self._tasks[key], completed=at.rows_done, rate=f"{rate:,.0f} rows/s")
         if at.rows_done >= at.rows_total:
             self.close()
+
+    def _json(self, told: Mapping[str, Any]) -> None:
+        """A line for programs, with the seconds since the start."""
+        line = json.dumps({"seconds": round(time.monotonic() - self._started, 1), **told})
+        self._console.print(line, soft_wrap=True, markup=False)
 
     def close(self) -> None:
         if self._bar is not None:

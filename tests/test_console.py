@@ -2,9 +2,9 @@
 
 import json
 
-from etl.console import emit
+from etl.console import Reporter, emit
 from etl.encode.lanes import TIMINGS
-from etl.job import StageRun
+from etl.job import Progress, StageRun
 from etl.project import _sentence
 
 RESULT = {
@@ -30,6 +30,21 @@ def test_people_get_a_line_for_each_value_and_what_holds_more_below_its_name(cap
         f"  one  {'x' * 50}",
         f"  two  {'y' * 50}",
     ]
+
+
+def test_progress_can_be_json_a_line_each_that_standard_output_has_none_of(capsys):
+    reporter = Reporter(is_json_lines=True)
+    reporter.say("ingest [pool] " + "x" * 300)
+    reporter.progress(Progress("embed", "pool", 60, 100, 20, 4.0))
+    out, err = capsys.readouterr()
+    said, at = (json.loads(line) for line in err.splitlines())
+    assert out == "" and said["said"] == "ingest [pool] " + "x" * 300 and said["seconds"] >= 0
+    assert at | {"seconds": 0} == {
+        "seconds": 0, "stage": "embed", "dataset": "pool", "rows_done": 60, "rows_total": 100, "rows_per_second": 5.0,
+        "seconds_left": 8.0,
+    }  # fmt: skip
+    Reporter(is_json_lines=True, is_quiet=True).say("nothing")
+    assert capsys.readouterr() == ("", "")
 
 
 def test_programs_get_one_line_of_json(capsys):

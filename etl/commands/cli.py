@@ -33,11 +33,17 @@ PARTIAL = 3
 
 class State:
     is_debug = False
+    is_json_lines = False
 
 
 @app.callback()
-def options(debug: Annotated[bool, typer.Option(help="Show the whole trace of an error.")] = False) -> None:
-    State.is_debug = debug
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the whole trace of an error.")] = False,
+    json_lines: Annotated[
+        bool, typer.Option("--json-lines", help="Progress as JSON, a line each, on standard error.")
+    ] = False,
+) -> None:
+    State.is_debug, State.is_json_lines = debug, json_lines
 
 
 @contextmanager
@@ -48,7 +54,7 @@ def configured(conf: Sequence[str], overrides: Sequence[str], quiet: bool) -> It
     config = load(conf, overrides)
     from etl.project import Project
 
-    reporter = Reporter(is_quiet=quiet)
+    reporter = Reporter(is_quiet=quiet, is_json_lines=State.is_json_lines)
     try:
         yield Project(config, reporter.say, reporter.progress, on_session=stop_at_signals)
     finally:

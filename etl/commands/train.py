@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from etl.commands.cli import Conf, Dataset, Json, Quiet, Set, app, configured, dataset_of, samples
+from etl.commands.cli import Conf, Dataset, Json, Quiet, Set, State, app, configured, dataset_of, samples
 from etl.commands.evaluate import model_folders
 from etl.console import Reporter, emit
 from etl.loop.train_log import Origin, log, note_first, receipt_of_export
@@ -67,7 +67,7 @@ def train(
         job = TrainJob.of(given | _fields(fields))
     except TrainingError as error:
         raise UserError(f"train: {error}") from None
-    reporter = Reporter(is_quiet=quiet)
+    reporter = Reporter(is_quiet=quiet, is_json_lines=State.is_json_lines)
     origin = Origin(tracking_uri, receipt=receipt_of_export(data) if data and tracking_uri else None)
     if selection:
         with configured(conf, override, quiet) as project:
