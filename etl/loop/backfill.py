@@ -21,11 +21,6 @@ from etl.stages import embed, score
 from etl.tables import EMBEDDINGS, PAIRS, SCORES
 from models.records import FilterRecord, WeightsError
 
-RECENT_RUNS = 10
-"""Of a stage, whose pace is taken for that of the next."""
-CHAMPION_URI = f"models:/{MODEL}@champion"
-SERVING_URI = f"models:/{MODEL}@serving"
-
 
 @dataclass(frozen=True)
 class Plan:

@@ -16,7 +16,7 @@ from etl.report.induced import has_mlflow, measured
 from etl.report.page import Funnel
 from etl.report.showing import groups_of, shown
 from etl.report.subject import Subject
-from etl.select.receipts import stored
+from etl.select.receipts import funnel, stored
 from etl.tables import CANDIDATES, DUPLICATES, FETCHES, IMAGE_SIGNALS, SELECTIONS, SIGNALS
 from models.records import write_whole
 from models.tracking import TrackingDownError, answering
@@ -96,18 +96,6 @@ def _precision(subject: Subject) -> float | None:
     kept = subject.judged.where("is_kept").join(known, on="uid", how="inner")
     found = kept.agg(F.avg(F.col("is_true").cast("int"))).collect()[0][0]
     return None if found is None else float(found)
-
-
-def funnel(receipt: Mapping[str, Any]) -> list[tuple[str, int, str]]:
-    """From all pairs of the pool to those kept; each step says why the others left."""
-    counts = dict(receipt["facts"]["num_rows_by_status"])
-    kept, below = counts.pop("kept"), counts.pop("below_cut", 0)
-    left = kept + below + sum(counts.values())
-    steps = [("pairs in the pool", left, "")]
-    for reason, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        left -= count
-        steps.append((f"not {reason}", left, f"{count:,} {reason}"))
-    return [*steps, ("kept by the rule", kept, f"{below:,} below the cut")]
 
 
 def _before(subject: Subject, num_pool: int) -> Funnel:

@@ -46,10 +46,10 @@ def receipt_of(store: Store, dataset: str, selection_id: str) -> dict[str, Any]:
 def funnel(receipt: Mapping[str, Any]) -> list[tuple[str, int, str]]:
     """(step, pairs left, why the others left), from all pairs of the pool to those kept."""
     counts = dict(receipt["facts"]["num_rows_by_status"])
-    kept, below = counts.pop("kept"), counts.pop("below_cut")
+    kept, below = counts.pop("kept"), counts.pop("below_cut", 0)
     left = kept + below + sum(counts.values())
     steps = [("pairs in the pool", left, "")]
-    for reason, count in sorted(counts.items(), key=lambda item: -item[1]):
+    for reason, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         left -= count
         steps.append((f"not {reason}", left, f"{count:,} {reason}"))
     return [*steps, ("kept by the rule", kept, f"{below:,} below the cut")]
