@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -57,6 +57,11 @@ class Store:
     def _is_local(self) -> bool:
         return "://" not in self.root and not self.root.startswith("catalog:")
 
+    def _alone(self, dataset: str, table: Table) -> AbstractContextManager[Any]:
+        """On a local disk, the only one at this table's log; elsewhere Delta decides between those who meet."""
+        lock = f"{self._lease_stem(dataset, table)}.append.lock"
+        return filelock.FileLock(lock) if self._is_local else nullcontext()
+
     def create(self, dataset: str, table: Table) -> None:
         """The table with its columns, checks and retention in one statement: a kill cannot leave one without."""
         properties = {
@@ -69,11 +74,8 @@ class Store:
         listed = ", ".join(f"'{key}' = '{_sql(value)}'" for key, value in properties.items())
         partitioned = f"PARTITIONED BY ({', '.join(table.sliced_by)})" if table.sliced_by else ""
         create = f"CREATE TABLE IF NOT EXISTS {self.name(dataset, table)} ({table.ddl}) USING DELTA {partitioned}"
-        try:
+        with self._alone(dataset, table):  # of two who make one at the same time, Delta refuses one
             self.spark.sql(f"{create} TBLPROPERTIES ({listed})")
-        except Exception as error:  # of another class under Spark Connect
-            if "DELTA_PROTOCOL_CHANGED" not in str(error) and "DELTA_METADATA_CHANGED" not in str(error):
-                raise  # else somebody made it at the same time
 
     def extend(self, dataset: str, table: Table) -> None:
         """Adds the columns that a table of an earlier release lacks; they are NULL in its rows."""
@@ -174,7 +176,7 @@ class Store:
                 if "DELTA_CONCURRENT_TRANSACTION" not in str(error):
                     raise
             return
-        with filelock.FileLock(f"{self._lease_stem(dataset, table)}.append.lock"):
+        with self._alone(dataset, table):
             if not any(commit.note.get("once") == id_ for commit in self.history(dataset, table)):
                 self._write(frame, dataset, table, {**note, "once": id_}, "append", {})
 
