@@ -82,9 +82,8 @@ class Store:
         there, wanted = self.schema(dataset, table).names, StructType.fromDDL(table.ddl)
         new = [f for f in wanted.fields if f.name not in there]  # type: ignore[attr-defined]
         if new:
-            columns = [
-                f"{f.name} {f.dataType.simpleString()} COMMENT '{_sql(f.metadata.get('comment', ''))}'" for f in new
-            ]
+            comments = {f.name: _sql(f.metadata.get("comment", "")) for f in new}
+            columns = [f"{f.name} {f.dataType.simpleString()} COMMENT '{comments[f.name]}'" for f in new]
             self.spark.sql(f"ALTER TABLE {self.name(dataset, table)} ADD COLUMNS ({', '.join(columns)})")
 
     def exists(self, dataset: str, table: Table) -> bool:
