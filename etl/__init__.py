@@ -20,5 +20,5 @@
 live in: the protocol (stage.py), contracts (tables.py), configuration, the runner, Delta (store.py), shards. What
 stages are made of is beside them, a folder each: web, intake, dedup, encode, filters, select. From there on: `loop`
 trains, evaluates, judges and promotes; `export` hands over; `evidence` asks whether filtering works; `samples` has data
-to try it on; `commands` are the rest of `dfn`.
+to try it on; `report` has the pages for people; `commands` are the rest of `dfn`.
 """

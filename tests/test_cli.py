@@ -121,6 +121,9 @@ def test_a_mistake_in_the_config_is_one_line_and_exit_code_2(dfn, settings, says
         ("train /nowhere --data /x --with lrr=1", ["lrr: Extra inputs"]),
         ("train /nowhere --data /x --with lr", ["--with: wanted FIELD=VALUE", "'lr'"]),
         ("train /nowhere --data /x --samples-seen many", ["--samples-seen: wanted a number", "'many'"]),
+        ("diff a --conf tiny", ["wanted a second selection or --against LIST", "found neither"]),
+        ("diff a --against /x.npy --html x.html --conf tiny", ["--html of two selections", "found --against", "fix:"]),
+        ("report a --conf tiny --dataset pol", ["wanted one of pool, clean, things", "found pol", "fix:"]),
         ("verify /nowhere", ["wanted a folder of shards", "none at /nowhere", "fix:"]),
         ("verify . --ledger", ["wanted a folder or --ledger", "found both"]),
         ("forget --conf tiny --uid abc", ["--uid: wanted 32 hex digits", "found 'abc'", "fix:"]),
@@ -155,7 +158,7 @@ def test_without_two_pools_or_with_none_the_dataset_must_be_named(dfn):
 def test_the_help_lists_the_commands(dfn):
     code, out, _ = dfn("--help")
     assert code == 0
-    wanted = ["corpora", "run", "loop", "select", "export", "train", "verify", "status", "evidence"]
+    wanted = ["corpora", "run", "loop", "select", "export", "train", "verify", "status", "report", "evidence"]
     assert [name for name in wanted if f"│ {name} " not in out] == []
 
 

@@ -100,7 +100,7 @@ def words(html: str) -> str:
 def test_the_card_tells_its_numbers():
     text = words(card.render(CARD))
     for told in (
-        "148 of 990 pairs, 14.9 %: those that dfn 01234567 scores 0.5000 or more.",
+        "148 of 990 pairs, 14.9 %: the eligible ones that dfn 01234567 scores 0.5000 or more.",
         "The stored rows hash to what the receipt says.",
         "990 99.0 % 10 10 decode_error",
         "en 700 70.7 % 130 87.8 %",

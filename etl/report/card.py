@@ -133,7 +133,7 @@ def render(card: Card) -> str:
 def _lede(card: Card) -> str:
     kept = f"{card.num_pairs:,} of {card.num_pool:,} pairs, {percent(card.num_pairs, card.num_pool)}"
     if card.ranked_by and card.threshold is not None:
-        return f"{kept}: those that {card.ranked_by} scores {number(card.threshold, 4)} or more."
+        return f"{kept}: the eligible ones that {card.ranked_by} scores {number(card.threshold, 4)} or more."
     return f"{kept}, ranked by {card.ranked_by}." if card.ranked_by else f"{kept}, ranked by no score."
 
 
