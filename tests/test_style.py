@@ -14,9 +14,8 @@ import pytest
 from conftest import READ_TINY
 
 ROOT = Path(__file__).resolve().parent.parent
-SKIPS_ALLOWED: dict[str, str] = {
-    "tests/chromium.py": "a browser is no part of the set-up; CI installs one"
-}  # files in which a test may be skipped: path -> reason
+SKIPS_ALLOWED = {"tests/chromium.py": "a browser is no part of the set-up; CI installs one"}
+"""Files in which a test may be skipped: path -> reason."""
 FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 ARROW_FUNCTIONS = {"pandas_udf", "arrow_udf", "mapInPandas", "mapInArrow", "applyInPandas", "applyInArrow"}
 NOT_IN_CONNECT = {"sparkContext", "SparkContext", "rdd", "_jvm", "_jsc", "_jdf"}
