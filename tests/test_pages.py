@@ -1,15 +1,20 @@
 """The card and the comparison: plain data in, a page out that a browser opens without a word."""
 
 from dataclasses import replace
+from io import BytesIO
 
 import pytest
 from chromium import Browser
+from PIL import Image
 from test_report import HOSTILE, Page, pair
 
 from etl.report import card, compared
 from etl.report.card import Card, Duplicates, FilterPair, Leaks, Measured, Share
 from etl.report.compared import Compared, Side
+from etl.report.measures import BINS, MAX_FILTERS, VALUES_SHOWN
+from etl.report.pictures import MAX_THUMBNAIL_BYTES
 from etl.report.plots import Scores
+from etl.report.showing import SHOWN, SIZE_PX
 
 SCORES = Scores([-0.5, 0.0, 0.5, 1.0], [400, 442, 148], [0, 0, 148], 0.5, "dfn 01234567")
 CARD = Card(
@@ -163,6 +168,29 @@ def test_a_browser_opens_it_without_a_word_and_asks_nobody(name, browser, tmp_pa
         browser.screenshot(tmp_path / "shot.png", width=390, is_dark=is_dark, height=200)
         assert browser.evaluate("getComputedStyle(document.body).backgroundColor") == paper
         assert browser.evaluate("document.documentElement.scrollWidth") <= 390, "it scrolls sideways on a telephone"
+
+
+def test_the_heaviest_card_that_there_can_be_is_under_10_mb(browser, tmp_path, capsys):
+    """As many pairs as there can be, thumbnails as heavy as they may be, all values and bins, filters and models.
+
+    Prints the seconds to first paint: a machine's, so not asserted.
+    """
+    Image.effect_noise((SIZE_PX, SIZE_PX), 200).save(out := BytesIO(), "PNG")
+    heavy = out.getvalue() + bytes(MAX_THUMBNAIL_BYTES - len(out.getvalue()))
+    pairs = [pair("caption " * 100, thumbnail_png=heavy)] * SHOWN
+    bins = Scores([n / BINS for n in range(BINS + 1)], [12_345_678] * BINS, [1_234_567] * BINS, 0.5, "a filter")
+    column = [Share("v" * 200, 123_456_789, 12_345_678)] * (VALUES_SHOWN + 1)
+    data = replace(
+        CARD, scores=[bins] * MAX_FILTERS, groups={f"group {n}": pairs for n in range(6)},
+        columns={f"column {n}": column for n in range(6)}, filters=CARD.filters * 15, measured=CARD.measured * 100,
+    )  # fmt: skip
+    (page := tmp_path / "heavy.html").write_text(card.render(data))
+    assert 5_000_000 < page.stat().st_size < 10_000_000
+    opened = browser.open(page)
+    assert (opened.console, opened.requests) == ([], []) and opened.first_paint_seconds
+    assert browser.evaluate("[...document.images].filter(image => image.naturalWidth > 0).length") == 6 * SHOWN
+    with capsys.disabled():
+        print(f"\n{page.stat().st_size:,} bytes, first paint after {opened.first_paint_seconds:.2f} s")
 
 
 @pytest.mark.parametrize("caption", HOSTILE.values(), ids=HOSTILE.keys())
