@@ -161,6 +161,7 @@ def test_a_card_is_found_by_name_where_one_only_has_it(planted):
         receipt_named(project.store, "pool", "third")
 
 
+@pytest.mark.slow
 def test_a_comparison_shows_who_left_and_why_and_no_flagged_pair(planted):
     project, half, quarter = planted
     made = compare_facts.gather(project, "pool", half, quarter)

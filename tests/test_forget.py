@@ -245,6 +245,7 @@ def taken(project):
     return before, plan, contents(project), done
 
 
+@pytest.mark.slow
 def test_it_says_first_what_it_would_do(taken, project):
     _, plan, _, _ = taken
     facts = plan.facts
@@ -258,6 +259,7 @@ def test_it_says_first_what_it_would_do(taken, project):
     assert not any(key in json.dumps(facts) for key in (uid(6), url(6), sha256(6), uid(106)))
 
 
+@pytest.mark.slow
 def test_rows_go_from_every_table_and_no_other_changes(taken):
     before, _, after, done = taken
     doomed = {uid(6), uid(106)}
@@ -269,6 +271,7 @@ def test_rows_go_from_every_table_and_no_other_changes(taken):
     assert done["done"]["logs_with_values"] == []
 
 
+@pytest.mark.slow
 def test_nothing_that_is_left_names_them(taken, project):
     root = project.config.output_folder.parent
     for folder in (root / "out", root / "exported"):
@@ -277,6 +280,7 @@ def test_nothing_that_is_left_names_them(taken, project):
     assert grep(root / "clean", uid(106)), "not ours to write"
 
 
+@pytest.mark.slow
 def test_the_ledgers_and_the_receipt_count_what_was_forgotten(taken, project):
     store = project.store
     assert sorted(r["num_by_status"].get("forgotten", 0) for r in store.read("clean", INPUTS).collect()) == [1]
@@ -288,6 +292,7 @@ def test_the_ledgers_and_the_receipt_count_what_was_forgotten(taken, project):
     assert not prove(store, "pool", {**receipt, "hash": "0" * 32}).is_proved
 
 
+@pytest.mark.slow
 def test_exports_and_lists_are_whole_without_them(taken, project):
     root = project.config.output_folder.parent
     assert verify(str(root / "exported")) == []
@@ -299,6 +304,7 @@ def test_exports_and_lists_are_whole_without_them(taken, project):
     assert (root / "out" / "report.html").read_text().count("<li>") == 11
 
 
+@pytest.mark.slow
 def test_the_same_again_finds_nothing_and_the_next_run_is_up_to_date(taken, project):
     plan = Takedown(project).plan(named(uid=[uid(6)]))
     assert (plan.is_new, plan.facts["pairs"]) == (False, {})
@@ -307,6 +313,7 @@ def test_the_same_again_finds_nothing_and_the_next_run_is_up_to_date(taken, proj
     assert contents(project) == before
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_would_do_and_that_nothing_is_left(taken, project, monkeypatch, capsys):
     monkeypatch.setattr("etl.commands.forget.configured", lambda *_: contextlib.nullcontext(project))
     before = contents(project)
@@ -321,12 +328,14 @@ def test_the_command_says_what_it_would_do_and_that_nothing_is_left(taken, proje
         forget()
 
 
+@pytest.mark.slow
 def test_its_keys_are_hashes_alone(taken, project):
     rows = project.store.read("", FORGOTTEN).collect()
     assert {(row["kind"], len(row["key_hash"])) for row in rows} == {("uid", 64), ("url", 64), ("sha256", 64)}
     assert len(rows) == 4
 
 
+@pytest.mark.slow
 def test_the_same_content_stays_out_with_a_status(taken, project):
     """Its bytes under another name, its name with other bytes, its URL; and one more that comes in."""
     root = project.config.output_folder.parent
@@ -350,6 +359,7 @@ def test_the_same_content_stays_out_with_a_status(taken, project):
     shutil.rmtree(more)
 
 
+@pytest.mark.slow
 def test_a_group_gets_another_first_or_goes(taken, project):
     """Pairs 2 and 3 are a group by their bytes, and with a third by their looks."""
     store = project.store
@@ -373,6 +383,7 @@ def damage(project: Project, table: Table, row: dict) -> None:
                               note={"slice": {}})  # fmt: skip
 
 
+@pytest.mark.slow
 def test_verify_finds_nothing_on_what_is_whole_and_then_each_fault(taken, project, monkeypatch):
     monkeypatch.setattr("etl.checks.pixels.encoder_problems", lambda project: [])  # see test_checks.py
     project.run_all(STAGES)

@@ -50,6 +50,7 @@ def told(project, *stages):
     return found
 
 
+@pytest.mark.slow
 def test_from_nothing_to_all_and_what_is_left_at_each_step(made, tmp_path):
     said = told(made())
     assert said["ingest.pool"] == {"state": "not begun", "rows_left": "2 of 2"}
