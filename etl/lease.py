@@ -17,7 +17,7 @@ from etl.stage import UserError
 def held(stem: Path) -> Iterator[None]:
     """Holds a lease. The operating system frees a dead holder's at once.
 
-    Raises UserError with the holder's host, process and start.
+    Raises UserError with the holder's host and process.
     """
     lock = filelock.FileLock(f"{stem}.lock")
     holder = Path(f"{stem}.holder")

@@ -264,7 +264,7 @@ class Store:
     def lease(self, dataset: str, table: Table) -> AbstractContextManager[None]:
         """Keep a second writer out of a table. The operating system frees a dead holder's lease at once.
 
-        Raises UserError with the holder's host, process and start.
+        Raises UserError with the holder's host and process.
         """
         return held(self._lease_stem(dataset, table))
 

@@ -94,6 +94,12 @@ def sqlite_path(tracking_uri: str) -> Path | None:
     return Path(tracking_uri.removeprefix("sqlite:///")) if tracking_uri.startswith("sqlite:///") else None
 
 
+def may_answer(tracking_uri: str) -> bool:
+    """Whether there is something to ask: a sqlite file that is not there would be made by asking."""
+    path = sqlite_path(tracking_uri)
+    return path is None or path.exists()
+
+
 def experiment_of(client: mlflow.MlflowClient, name: str, tracking_uri: str) -> str:
     """The experiment's id. Beside a sqlite file its artefacts lie in `artifacts`, not in the working directory."""
     if found := client.get_experiment_by_name(name):

@@ -33,7 +33,7 @@ from etl.project import Project
 from etl.stage import content_hash, digest, fold_hash
 from etl.store import Store
 from etl.tables import FORGOTTEN, PAIRS, SELECTIONS, TAKEDOWNS
-from models.tracking import TrackingDownError, answering, sqlite_path
+from models.tracking import TrackingDownError, answering, may_answer
 
 SHOWN = 20
 """Names of tars or files that are told one by one."""
@@ -147,8 +147,7 @@ class Takedown:
     def _models(self, selections: dict[str, Any], pairs: dict[str, Any]) -> Any:
         """Runs that trained on these rows: what they learnt stays in their weights."""
         uri = self.project.tracking_uri
-        path = sqlite_path(uri)
-        if path is not None and not path.exists():
+        if not may_answer(uri):
             return []
         try:
             with answering(uri):

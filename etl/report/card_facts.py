@@ -12,14 +12,14 @@ from etl.loop.lineage import Lineage
 from etl.project import Project
 from etl.report import card, measures
 from etl.report.card import Card
-from etl.report.induced import has_mlflow, measured
+from etl.report.induced import measured
 from etl.report.page import Funnel
 from etl.report.showing import groups_of, shown
 from etl.report.subject import Subject
 from etl.select.receipts import funnel, stored
 from etl.tables import CANDIDATES, DUPLICATES, FETCHES, IMAGE_SIGNALS, SELECTIONS, SIGNALS
 from models.records import write_whole
-from models.tracking import TrackingDownError, answering
+from models.tracking import TrackingDownError, answering, may_answer
 
 MAX_ENTRIES = 40
 """Of a mapping or list in a receipt that a page shows: rules can hold a cut for each language."""
@@ -113,7 +113,7 @@ def _before(subject: Subject, num_pool: int) -> Funnel:
 
 
 def _lineage(subject: Subject) -> dict[str, Any]:
-    if not has_mlflow(subject.project):
+    if not may_answer(subject.project.tracking_uri):
         return {}
     try:
         with answering(subject.project.tracking_uri):

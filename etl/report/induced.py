@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from math import sqrt
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
@@ -17,24 +16,18 @@ from etl.project import Project
 from etl.report.card import Measured
 from etl.tables import EVALUATIONS, PAIRS, RUNS
 from models import trace
-from models.tracking import TrackingDownError, answering
+from models.tracking import TrackingDownError, answering, may_answer
 
 LEVEL = 0.95
 SHARES = ("r1", "r5", "r10")
 """Ends of the names of metrics that are shares of the set's items."""
 
 
-def has_mlflow(project: Project) -> bool:
-    """Whether runs can be asked for: a file of MLflow's that is not there is not made for that."""
-    uri = project.tracking_uri
-    return not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///")).exists()
-
-
 def measured(project: Project, receipt: Mapping[str, Any]) -> tuple[list[Measured], str | None]:
     """Metrics of the models trained on a selection's content, headline parts first; and why there are none, if that is
     not that none was trained."""
     store = project.store
-    if not has_mlflow(project):
+    if not may_answer(project.tracking_uri):
         return [], None
     try:
         with answering(project.tracking_uri):
