@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pandas as pd
+from pyspark.sql import functions as F
 
 from etl.config import folder_of, load
 from etl.project import Project
+from etl.report.subject import NSFW_ABOVE, flagged
 from etl.shards import RangeReader
 
 PLACE = ["shard", "offset_bytes", "size_bytes"]
@@ -34,7 +36,12 @@ def opened(given: Mapping[str, str], say: Callable[[str], None]) -> Project:
 
 
 def with_images(project: Project, dataset: str, rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `pairs` with the bytes of their images as a column `image`, read in the order of their places."""
+    """Rows of `pairs` with the bytes of their images as a column `image`, read in the order of their places.
+
+    Without those that must not be shown, as on a data card: unsafe, with a face, seen in an evaluation set, opted out.
+    """
+    hidden = flagged(project, dataset, NSFW_ABOVE).where(F.col("uid").isin(list(rows["uid"]))).collect()
+    rows = rows[~rows["uid"].isin([row["uid"] for row in hidden])]
     ordered = rows.sort_values(PLACE)
     root = folder_of(project.sources[dataset].shards or "")
     with RangeReader() as reader:

@@ -22,6 +22,9 @@ FAST_LOCAL = {
     "spark.sql.sources.parallelPartitionDiscovery.parallelism": "2",
     "spark.ui.enabled": "false",
     "spark.driver.extraJavaOptions": LOCAL_JAVA,
+    # Else each broadcast table, sort and hash map begins with a page of 16 MB, however few its rows: forty broadcast
+    # tables that were still referred to held 640 MB of a heap of 2 GB. A row that is larger gets a page of its own.
+    "spark.buffer.pageSize": "1m",
     "spark.ui.showConsoleProgress": "false",
     "spark.driver.memory": "2g",
     "spark.driver.host": "127.0.0.1",

@@ -229,3 +229,19 @@ def test_a_filter_of_other_towers_is_refused(tiny, stored, tmp_path):
         make_dfn_score(project.encoder[1], other)
     with pytest.raises(WeightsError, match="wanted encoder"):
         project.with_filter(score.STAGE, other)
+
+
+def test_what_an_evaluation_set_has_too_is_not_shown(tiny):
+    """Pairs of the clean set that are near ones of `things`, with three others between them."""
+    from etl.notebook import with_images
+    from etl.tables import CONTAMINATED, PAIRS
+
+    project, _, _ = tiny
+    leaked = {row["uid"] for row in project.store.read("clean", CONTAMINATED).collect()}
+    pairs = project.store.read("clean", PAIRS).where("status = 'ok'").orderBy("uid").toPandas()
+    others = pairs[~pairs["uid"].isin(leaked)].head(3)
+    rows = pairs[pairs["uid"].isin([*leaked, *others["uid"]])]
+    assert leaked and len(rows) == len(leaked) + 3
+    shown = with_images(project, "clean", rows)
+    assert list(shown["uid"]) == list(others["uid"])
+    assert all(shown["image"].str.len() > 0)
