@@ -61,7 +61,7 @@ def test_the_url_of_an_image(markup, expected):
 
 @pytest.mark.parametrize("url", [
     "data:image/png;base64,AA", "javascript:alert(1)", "file:///etc/passwd", "ftp://y.test/b", "mailto:a@y.test", "",
-    "http://", "http://user:secret@y.test/b", "http://[::1", "http://y.test:99999/b", "http:///b",
+    "http://", "http://user:secret@y.test/b", "http://[::1", "http://y.test:99999/b", "http:///b", "//.", "//y..test/b",
     "http://y.test/" + "x" * 5000, "http://" + "x" * 70 + ".test/", "#top",
 ])  # fmt: skip
 def test_what_is_no_url_of_an_image_is_counted(url):
@@ -201,7 +201,8 @@ class Independent(HTMLParser):
 WORDS = st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "Zs", "S", "M"]), max_size=30)
 
 
-@given(st.lists(st.tuples(st.from_regex(r"[a-z0-9_/.-]{1,20}", fullmatch=True), WORDS), max_size=8))
+# Not those that begin with a host: many are none, such as `//.`, and are told among what is no URL.
+@given(st.lists(st.tuples(st.from_regex(r"(?!//)[a-z0-9_/.-]{1,20}", fullmatch=True), WORDS), max_size=8))
 @settings(max_examples=150, deadline=None)
 def test_what_is_written_is_read_as_the_standard_library_reads_it(pairs):
     markup = "".join(f'<p>text<img src="{src}" alt="{html.escape(alt)}"> </p>' for src, alt in pairs)
