@@ -27,7 +27,16 @@ slow = [pytest.mark.slow, pytest.mark.timeout(3600)]
 CHUNK = 50
 NUM_CALLS = 600
 """Rows that an unbroken run of the tiny recipe puts through the encoder: 400 of the pool, 100 of each other set."""
-OF_TIME = {"ingested_at", "ended_at", "decided_at", "seconds", "timings", "num_rows_written", "git_commit"}
+OF_TIME = {
+    "ingested_at",
+    "ended_at",
+    "decided_at",
+    "seconds",
+    "cpu_seconds",
+    "timings",
+    "num_rows_written",
+    "git_commit",
+}
 OF_HISTORY = {"inputs", "output_version", "key", "run_id", "selection_id"}
 """What counts commits, or is named after their number."""
 UNWRITTEN = (CANDIDATES, CRAWL_FILES, FEATURE_FILES, FETCHES, SHARDS)
