@@ -85,8 +85,8 @@ evidence-full: set-up ## all claims of the paper, hours of two cores; run again 
 test: set-up ## run the fast tests, in two processes (ARGS="-k word" goes to pytest)
 	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-slow: set-up ## run the slow tests, in two processes: kills, Spark Connect, lost ranks
-	@$(VENV)/bin/python -m pytest -m slow -n 2 --dist loadfile $(ARGS)
+slow: set-up ## run the slow tests, hours of two cores: kills, Spark Connect, takedowns (ARGS="--begin-within SECONDS")
+	@$(VENV)/bin/python -m pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 cluster: set-up ## run the tests on a standalone cluster whose GPUs are addresses only
 	@$(VENV)/bin/python -m pytest -m cluster $(ARGS)

@@ -121,8 +121,8 @@ def select(
     with configured(conf, override, quiet) as project:
         from etl.filters.applied import selected
         from etl.loop.budget import repeats_by_fraction, which_pays
-        from etl.select.compare import churn
-        from etl.select.receipts import prove, receipt_of
+        from etl.selection.compare import churn
+        from etl.selection.receipts import prove, receipt_of
 
         pool = dataset_of(project, dataset)
         if receipt:

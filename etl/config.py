@@ -24,7 +24,7 @@ from etl.layers import layered
 from etl.loop.gate_config import BackfillConfig
 from etl.loop.loop_config import LoopConfig
 from etl.samples.corpora import CorpusSpec
-from etl.select.rule import COLUMNS
+from etl.selection.rule import COLUMNS
 from etl.stage import StageConfig, UserError
 from etl.stages import STAGES
 from etl.stages.selection import DFN, DFN_BEFORE

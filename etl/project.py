@@ -25,7 +25,7 @@ from etl.job import Progress, StageRun
 from etl.loop.loop_config import LoopConfig
 from etl.run import Runner
 from etl.samples import corpora
-from etl.select.lexicon import read_lexicon
+from etl.selection.lexicon import read_lexicon
 from etl.session import session
 from etl.stage import Slice, Stage, StageConfig, Table, UserError
 from etl.stages import STAGES, collect, decontaminate_semantic, download, embed, image_signals, ingest

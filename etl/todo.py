@@ -21,7 +21,7 @@ from etl.project import BEFORE_FILTERS, Project
 from etl.rows import Rows
 from etl.run import NOT_THERE, Pin, Plan
 from etl.runs import RECENT_RUNS, recent_runs
-from etl.select.receipts import Replay, receipts
+from etl.selection.receipts import Replay, receipts
 from etl.stage import Slice, Stage, UserError, overlap, slice_from
 from etl.stages import decontaminate_semantic
 from etl.tables import DATASET_TABLES

@@ -57,7 +57,7 @@ for source, counts in sources.items():
 
 import matplotlib.pyplot as plt
 
-from etl.select.receipts import funnel, newest, receipt_of
+from etl.selection.receipts import funnel, newest, receipt_of
 
 chosen = given["selection"]
 receipt = receipt_of(project.store, pool, chosen) if chosen else newest(project.store, pool)

@@ -48,7 +48,7 @@ scored = spark.sql("SELECT *, dfn_score(image, text) AS score FROM sample ORDER 
 # COMMAND ----------
 
 from etl.notebook import show
-from etl.select.receipts import cuts_of
+from etl.selection.receipts import cuts_of
 from models.records import FilterRecord
 
 cuts = cuts_of(project.store, pool, FilterRecord.read(filter_).version)

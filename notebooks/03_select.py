@@ -20,7 +20,7 @@ project = opened(given | {"set": f"{given['set']} {given['rule']}"}, print)
 # COMMAND ----------
 
 from etl.filters.applied import selected
-from etl.select.receipts import newest
+from etl.selection.receipts import newest
 
 before = given["before"] or newest(project.store, pool)["selection_id"]
 receipt = selected(project, pool, given["filter"])
@@ -33,7 +33,7 @@ print(f"{receipt['num_rows']:,} pairs kept, threshold {receipt['facts']['thresho
 
 # COMMAND ----------
 
-from etl.select.compare import diff, movers
+from etl.selection.compare import diff, movers
 
 found = diff(project.store, pool, before, after)
 print({name: value for name, value in found.items() if name != "why"})

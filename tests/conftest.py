@@ -1,7 +1,14 @@
-"""One Spark session for the whole run, and the tiny recipe run once. Both in temporary folders."""
+"""One Spark session for the whole run, and the tiny recipe run once. Both in temporary folders.
 
+The slow suite takes hours: with `--begin-within SECONDS` what was not begun by then is skipped and told at the end, and
+`--turn WORD` takes the files in an order of its own, so that over many runs of CI each has its turn.
+"""
+
+import hashlib
 import os
 import shutil
+import time
+from collections import Counter
 from pathlib import Path
 
 import faults
@@ -17,16 +24,48 @@ READ_TINY = {"test_card.py", "test_connect.py", "test_filter_recipe.py", "test_f
 """Files whose tests share the fixture `tiny`: kept in one process, so that its minutes are spent once."""
 
 
-def pytest_collection_modifyitems(items):
+NOT_BEGUN = "not begun: out of time"
+
+
+def scope_of(file: Path) -> str:
+    """What one process runs: a file, or all those that share the tiny recipe."""
+    return "tiny" if file.name in READ_TINY else file.name
+
+
+def pytest_addoption(parser):
+    parser.addoption("--begin-within", type=float, metavar="SECONDS", help="skip and tell what was not begun by then")
+    parser.addoption("--turn", metavar="WORD", help="take the files in an order that follows from WORD alone")
+
+
+def pytest_configure(config):
+    config.begun = time.monotonic()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    limit = item.config.option.begin_within
+    if limit is not None and time.monotonic() - item.config.begun > limit:
+        pytest.skip(NOT_BEGUN)
+
+
+def pytest_collection_modifyitems(items, config):
     """What takes longest begins first: the tests that share `tiny`. Those that prove a fault are marked."""
     proofs = {test for fault in faults.FAULTS.values() for test in fault.tests}
     for item in items:
         if faults.test_of(item.nodeid) in proofs:
             item.add_marker(pytest.mark.fault)
-    items.sort(key=lambda item: item.path.name not in READ_TINY)
+    if (turn := config.option.turn) is None:
+        items.sort(key=lambda item: scope_of(item.path) != "tiny")
+    else:
+        items.sort(key=lambda item: hashlib.sha256(f"{turn} {scope_of(item.path)}".encode()).digest())
 
 
 def pytest_terminal_summary(terminalreporter, config):
+    left = [report.nodeid for report in terminalreporter.stats.get("skipped", []) if NOT_BEGUN in str(report.longrepr)]
+    if left:
+        terminalreporter.section(f"{len(left)} tests were NOT BEGUN within {config.option.begin_within:g} s")
+        for file, number in sorted(Counter(name.partition("::")[0] for name in left).items()):
+            terminalreporter.write_line(f"{number:4} of {file}")
     if config.option.markexpr != "fault":
         return
     every = [report for found in terminalreporter.stats.values() for report in found if hasattr(report, "when")]
@@ -40,8 +79,7 @@ def pytest_xdist_make_scheduler(config, log):
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid):
-            file = super()._split_scope(nodeid)
-            return "tiny" if Path(file).name in READ_TINY else file
+            return scope_of(Path(super()._split_scope(nodeid)))
 
     return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 

@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 
 from etl.config import load
 from etl.samples.packages import default_cache, fetch_package
-from etl.select.wordnet import FOLDER, PACKAGE, read_synsets, read_wordnet
+from etl.selection.wordnet import FOLDER, PACKAGE, read_synsets, read_wordnet
 from etl.stage import UserError
 from etl.stages import selection, signals
 from etl.tables import PAIRS, SCORES

@@ -15,7 +15,7 @@ from etl.report.card_facts import gather
 from etl.report.showing import SHOWN
 from etl.report.subject import flagged
 from etl.run import Runner
-from etl.select.receipts import receipt_named, receipt_of
+from etl.selection.receipts import receipt_named, receipt_of
 from etl.stage import UserError
 from etl.stages import selection
 from etl.stages.selection import Config, Keep

@@ -115,7 +115,7 @@ def test_every_gpu_is_used_and_none_by_two_tasks_at_once(driver):
 
 def test_the_executors_have_the_project_from_the_zip(driver, cluster):
     paths = {Path(slot["code"]) for slot in driver.do("slots", num_tasks=24, seconds=0.2)}
-    assert {path.parts[-3:] for path in paths} == {("dfn_etl.zip", "etl", "gpu.py")}
+    assert {path.parts[-4:] for path in paths} == {("dfn_etl.zip", "etl", "encode", "gpu.py")}
     assert {path.relative_to(cluster.folder).parts[0] for path in paths} == {"worker-0", "worker-1"}
 
 

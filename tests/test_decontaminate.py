@@ -17,7 +17,7 @@ from etl.config import load
 from etl.dedup import evalsets
 from etl.project import Project
 from etl.run import Runner
-from etl.select.explain import explain
+from etl.selection.explain import explain
 from etl.stage import UserError
 from etl.stages import decontaminate, decontaminate_semantic, selection
 from etl.tables import CONTAMINATED, EMBEDDINGS, PAIRS

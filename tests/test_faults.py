@@ -29,7 +29,7 @@ from etl.commands.troubles import told
 from etl.config import DatasetConfig, load
 from etl.project import Project
 from etl.run import Runner
-from etl.select.rule import Condition
+from etl.selection.rule import Condition
 from etl.shards import ShardWriter
 from etl.stage import UserError
 from etl.stages import dedup, embed, ingest

@@ -21,8 +21,8 @@ from etl.forget.find import Place, find
 from etl.forget.takedown import Takedown
 from etl.intake.blocklists import Blocklist, read_blocklists
 from etl.project import Project
-from etl.select.receipts import prove, receipt_of
-from etl.select.uid_lists import uid_list
+from etl.selection.receipts import prove, receipt_of
+from etl.selection.uid_lists import uid_list
 from etl.shards import verify
 from etl.stage import Table, UserError
 from etl.stages import selection

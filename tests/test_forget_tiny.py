@@ -13,7 +13,7 @@ from etl.export.export import export_selection
 from etl.forget.takedown import Takedown
 from etl.intake.blocklists import Blocklist
 from etl.project import Project
-from etl.select.receipts import prove, receipts
+from etl.selection.receipts import prove, receipts
 from etl.storage import folder_of
 from etl.tables import PAIRS, SELECTIONS
 

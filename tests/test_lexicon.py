@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from etl.config import load
 from etl.samples import corpora
-from etl.select.lexicon import MAX_WORDS, Lexicon, read_lexicon
+from etl.selection.lexicon import MAX_WORDS, Lexicon, read_lexicon
 from etl.shards import scan
 from etl.stage import UserError
 

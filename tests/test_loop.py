@@ -17,8 +17,8 @@ from etl.loop.gating import CLIP, Gate, _Judged
 from etl.loop.loop import Loop
 from etl.loop.yardstick import run_id
 from etl.project import Project
-from etl.select.receipts import receipt_of, receipts
-from etl.select.uid_lists import uid_list
+from etl.selection.receipts import receipt_of, receipts
+from etl.selection.uid_lists import uid_list
 from etl.shards import verify
 from etl.stage import UserError, fold_hash
 from etl.stages import STAGES

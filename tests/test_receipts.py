@@ -8,10 +8,10 @@ from helpers import frame, rows_of, uid
 from pyspark.sql import functions as F
 
 from etl.run import Runner
-from etl.select import compare
-from etl.select.explain import explain
-from etl.select.receipts import Replay, prove, receipt_of, receipts
-from etl.select.uid_lists import read_list, uid_list
+from etl.selection import compare
+from etl.selection.explain import explain
+from etl.selection.receipts import Replay, prove, receipt_of, receipts
+from etl.selection.uid_lists import read_list, uid_list
 from etl.stage import UserError
 from etl.stages import listed, selection
 from etl.stages.selection import Config, Keep, Unique

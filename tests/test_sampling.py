@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from test_selection import F1, selected
 
 from etl.run import Runner
-from etl.select import balance, soft_cap
-from etl.select.balance import Balance
-from etl.select.explain import explain
-from etl.select.pinned import pins
-from etl.select.receipts import Replay, prove, receipt_of
-from etl.select.soft_cap import SoftCap, draws
+from etl.selection import balance, soft_cap
+from etl.selection.balance import Balance
+from etl.selection.explain import explain
+from etl.selection.pinned import pins
+from etl.selection.receipts import Replay, prove, receipt_of
+from etl.selection.soft_cap import SoftCap, draws
 from etl.stage import UserError
 from etl.stages import selection
 from etl.stages.selection import Config, Exclude, Keep

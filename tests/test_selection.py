@@ -13,9 +13,9 @@ from helpers import frame, rows_of, uid
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from etl.select import cut, judging
-from etl.select.cut import find_cut, find_cuts
-from etl.select.rule import Condition
+from etl.selection import cut, judging
+from etl.selection.cut import find_cut, find_cuts
+from etl.selection.rule import Condition
 from etl.stage import UserError, content_hash, digest, fold_hash
 from etl.stages import selection
 from etl.stages.selection import Config, Exclude, Keep, Unique

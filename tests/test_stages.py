@@ -81,7 +81,7 @@ def test_signals_of_shape_and_status(spark):
     ]  # fmt: skip
     pairs = [{"uid": uid(n), "width_px": w, "height_px": h, "status": s} for n, (w, h, s) in enumerate(facts)]
     ratios = [2.0, 2.0, 1.0, 65535.0, None, None, None, None, None]
-    words = f"nsfw_words.txt/{sha256_file(files('etl.select').joinpath('nsfw_words.txt'))[:16]}"
+    words = f"nsfw_words.txt/{sha256_file(files('etl.selection').joinpath('nsfw_words.txt'))[:16]}"
     found = signals.transform(frame(spark, PAIRS, pairs), config=signals.Config())
     assert found.columns == schema_of(SIGNALS).names
     assert rows_of(found) == [

@@ -7,7 +7,7 @@ import mlflow
 from etl.config import load
 from etl.loop.standings import standings
 from etl.project import Project
-from etl.select.receipts import funnel
+from etl.selection.receipts import funnel
 from models import registry, tracking
 
 

@@ -4,6 +4,7 @@ import ast
 import io
 import re
 import subprocess
+import sys
 import tokenize
 import warnings
 from collections.abc import Callable, Collection, Iterator
@@ -14,7 +15,10 @@ import pytest
 from conftest import READ_TINY
 
 ROOT = Path(__file__).resolve().parent.parent
-SKIPS_ALLOWED = {"tests/chromium.py": "a browser is no part of the set-up; CI installs one"}
+SKIPS_ALLOWED = {
+    "tests/chromium.py": "a browser is no part of the set-up; CI installs one",
+    "tests/conftest.py": "of the slow suite, what a limit of time leaves is skipped, and listed at the end",
+}
 """Files in which a test may be skipped: path -> reason."""
 FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 ARROW_FUNCTIONS = {"pandas_udf", "arrow_udf", "mapInPandas", "mapInArrow", "applyInPandas", "applyInArrow"}
@@ -260,3 +264,10 @@ def test_files_that_share_the_tiny_recipe_are_known_to_the_scheduler() -> None:
         if {"tiny", "tiny_output"} & {arg.arg for arg in function.args.args}
     }
     assert found == READ_TINY
+
+
+def test_nothing_beside_the_main_file_hides_the_standard_library() -> None:
+    """spark-submit of `etl/__main__.py` puts `etl/` first on the path: `etl/select/` would be everyone's `select`."""
+    beside = {Path(path).parts[1].removesuffix(".py") for path in repository_files() if path.startswith("etl/")}
+    assert "config" in beside
+    assert beside & sys.stdlib_module_names == set()

@@ -126,8 +126,8 @@ def diff(
     if html and against:
         raise UserError("diff: wanted --html of two selections; found --against; fix: leave one out")
     with configured(conf, override, quiet) as project:
-        from etl.select import compare
-        from etl.select.receipts import receipt_named
+        from etl.selection import compare
+        from etl.selection.receipts import receipt_named
 
         store, pool = project.store, dataset_of(project, dataset)
         first = receipt_named(store, pool, before)
@@ -154,7 +154,7 @@ def explain(
 ) -> None:
     """What every stage said of one pair, and why each selection kept it or not."""
     with configured(conf, override, quiet) as project:
-        from etl.select.explain import explain as explained
+        from etl.selection.explain import explain as explained
 
         emit(explained(project.store, dataset_of(project, dataset), uid), as_json=json)
 

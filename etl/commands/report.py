@@ -28,7 +28,7 @@ def report(
     """
     with configured(conf, override, quiet) as project:
         from etl.report.card_facts import card_path, write_card
-        from etl.select.receipts import receipt_named
+        from etl.selection.receipts import receipt_named
 
         pool = dataset_of(project, dataset)
         receipt = receipt_named(project.store, pool, selection)

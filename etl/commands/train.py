@@ -95,7 +95,7 @@ def _from_selection(job: Any, project: Any, pool: str, selection: str) -> tuple[
     """The job on pointers to the pairs of a selection, and where it came from."""
     from etl.config import folder_of
     from etl.export.pointers import selection_pointers
-    from etl.select.receipts import receipt_of
+    from etl.selection.receipts import receipt_of
 
     root = folder_of(project.sources[pool].shards or "") if project.sources[pool].shards else ""
     pointers = selection_pointers(project.store, pool, selection, job.out, shards_root=root)

@@ -99,7 +99,7 @@ def _link(folders: list[Path], stock: Path) -> None:
 
 def _facts(project: Project, folders: dict[str, Path]) -> pd.DataFrame:
     """What heuristics look at, of every stocked pair: a few tens of thousands, on the driver."""
-    from etl.select.lexicon import read_lexicon
+    from etl.selection.lexicon import read_lexicon
     from etl.stages.signals import detector
     from models.data import Vectors
 

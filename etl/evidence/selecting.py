@@ -31,6 +31,6 @@ def top(ranks_N: NDArray[np.floating[Any]], uids_N: Uids, fraction: float, is_el
 
 
 def draw(uids_N: Uids, seed: int) -> NDArray[np.float64]:
-    """`etl.select.judging.draw`: a number in [0, 1) that follows from seed and uid alone, shape N."""
+    """`etl.selection.judging.draw`: a number in [0, 1) that follows from seed and uid alone, shape N."""
     digits = [hashlib.md5(f"{seed}:{uid}".encode()).hexdigest()[:13] for uid in u8_to_uid(uids_N)]  # noqa: S324
     return np.array([int(digit, 16) for digit in digits], np.float64) / 16.0**13

@@ -21,8 +21,8 @@ from etl.export.blur import find_faces, without_faces
 from etl.export.finished import Entry, begin, end, kept, publish_shard
 from etl.export.spread import Line, apart, dealt, line_of
 from etl.export.strip import strip_metadata
-from etl.select.receipts import receipt_of
-from etl.select.uid_lists import uid_list
+from etl.selection.receipts import receipt_of
+from etl.selection.uid_lists import uid_list
 from etl.shard_writer import ShardWriter, write_manifest
 from etl.shards import RangeReader
 from etl.stage import digest, tasks

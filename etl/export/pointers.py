@@ -14,7 +14,7 @@ import pandas as pd
 from pyspark.sql import functions as F
 
 from etl.forget.kept_out import forgotten_of, takedowns
-from etl.select.receipts import receipt_of
+from etl.selection.receipts import receipt_of
 from etl.shards import publish, temporary_name, write_manifest
 from etl.stage import UserError
 from etl.store import Store

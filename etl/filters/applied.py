@@ -10,7 +10,7 @@ from typing import Any
 
 from etl.filters.filters import Filters, filter_folder
 from etl.project import Project
-from etl.select.receipts import receipt_of
+from etl.selection.receipts import receipt_of
 from etl.stages import selection
 from etl.stages.selection import DFN
 

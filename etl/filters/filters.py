@@ -20,8 +20,8 @@ from etl.filters.specs import BinarySpec, ClustersSpec, FilterSpec, NormSimSpec,
 from etl.history import data_version
 from etl.project import Project
 from etl.samples.packages import default_cache, fetch_package
-from etl.select import judging, wordnet
-from etl.select.pinned import pins
+from etl.selection import judging, wordnet
+from etl.selection.pinned import pins
 from etl.stage import StageConfig, UserError, digest
 from etl.stages import fusion, published_scores, score, selection
 from etl.stages.score import float16

@@ -16,7 +16,7 @@ from pyspark.sql import functions as F
 
 from etl.intake.blocklists import Blocklist
 from etl.intake.stay_out import key_hash, key_hash_of
-from etl.select.judging import is_near
+from etl.selection.judging import is_near
 from etl.stage import Table
 from etl.store import Store
 from etl.tables import CANDIDATES, DATASET_TABLES, FETCHES, PAIRS

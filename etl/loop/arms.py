@@ -20,8 +20,8 @@ from etl.loop.loop_config import ArmConfig, LoopConfig
 from etl.loop.training import Data, Trained, Trainer
 from etl.loop.training_config import TrainingConfig
 from etl.project import Project
-from etl.select.receipts import receipt_of
-from etl.select.uid_lists import uid_list
+from etl.selection.receipts import receipt_of
+from etl.selection.uid_lists import uid_list
 from etl.stage import UserError
 from etl.stages import selection
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from etl.loop.loop_config import LoopConfig
 from etl.project import Project
-from etl.select.receipts import receipts
+from etl.selection.receipts import receipts
 from models.budget import Point, fit, forecast_miss, lacking, usable
 from models.records import RegistryError
 

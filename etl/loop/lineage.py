@@ -15,7 +15,7 @@ from pyspark.sql import functions as F
 
 from etl.loop.train_log import KIND
 from etl.project import Project
-from etl.select.receipts import receipts
+from etl.selection.receipts import receipts
 from etl.stage import UserError
 from etl.tables import PAIRS, RUNS, SELECTIONS
 from models import registry, spool, trace

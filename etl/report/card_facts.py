@@ -16,7 +16,7 @@ from etl.report.induced import measured
 from etl.report.page import Funnel
 from etl.report.showing import groups_of, shown
 from etl.report.subject import Subject
-from etl.select.receipts import funnel, stored
+from etl.selection.receipts import funnel, stored
 from etl.tables import CANDIDATES, DUPLICATES, FETCHES, IMAGE_SIGNALS, SELECTIONS, SIGNALS
 from models.records import write_whole
 from models.tracking import TrackingDownError, answering, may_answer

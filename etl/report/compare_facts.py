@@ -15,8 +15,8 @@ from etl.report.compared import Compared, Side
 from etl.report.pictures import PairShown
 from etl.report.showing import Group, shown
 from etl.report.subject import Subject
-from etl.select.compare import changed, overlap
-from etl.select.judging import draw
+from etl.selection.compare import changed, overlap
+from etl.selection.judging import draw
 from models.records import write_whole
 
 MAX_REASONS = 6

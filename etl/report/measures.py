@@ -14,7 +14,7 @@ from scipy import stats  # type: ignore[import-untyped]
 from etl.report.card import Duplicates, FilterPair, Leaks, Share
 from etl.report.plots import Scores
 from etl.report.subject import Subject
-from etl.select.judging import draw
+from etl.selection.judging import draw
 from etl.tables import CONTAMINATED, DUPLICATES, PAIRS, SCORES, SIGNALS
 
 BINS = 60

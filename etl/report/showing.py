@@ -14,7 +14,7 @@ from etl.config import folder_of
 from etl.project import Project
 from etl.report.pictures import PairShown, thumbnail
 from etl.report.subject import Subject
-from etl.select.judging import draw
+from etl.selection.judging import draw
 from etl.shards import RangeReader, ShardError
 from etl.tables import PAIRS
 

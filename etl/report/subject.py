@@ -11,8 +11,8 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from etl.project import Project
-from etl.select import judging
-from etl.select.receipts import Replay
+from etl.selection import judging
+from etl.selection.receipts import Replay
 from etl.stages.selection import ranked_by
 from etl.tables import CANDIDATES, CONTAMINATED, FETCHES, IMAGE_SIGNALS, PAIRS, SCORES, SELECTIONS, SIGNALS
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from etl.select.uid_lists import num_entries, read_list
+from etl.selection.uid_lists import num_entries, read_list
 from etl.stage import Facts, Read, Stage, StageConfig, UserError
 from etl.stages.selection import slice_of, with_receipt
 from etl.tables import PAIRS, RECEIPTS, SELECTIONS

@@ -1,7 +1,7 @@
 """What a rule keeps. Reads pairs, and of signals, scores, contaminated, duplicates and inputs what the rule names.
 Writes selections, and a receipt that proves them.
 
-In `etl/select`: the rule's language is `rule.py`; the exact cut, at any size, `cut.py`; draws with repeats
+In `etl/selection`: the rule's language is `rule.py`; the exact cut, at any size, `cut.py`; draws with repeats
 `soft_cap.py`; MetaCLIP's balancing `balance.py`. Partitions and order change nothing.
 """
 
@@ -17,12 +17,12 @@ import pydantic
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from etl.select import wordnet
-from etl.select.balance import Balance, balanced, count_entries
-from etl.select.cut import find_cuts
-from etl.select.judging import draw, gather, judge, num_repeats, tops
-from etl.select.rule import COLUMNS, GROUPS, Condition, Exclude, Unique
-from etl.select.soft_cap import SoftCap, find_soft_cuts
+from etl.selection import wordnet
+from etl.selection.balance import Balance, balanced, count_entries
+from etl.selection.cut import find_cuts
+from etl.selection.judging import draw, gather, judge, num_repeats, tops
+from etl.selection.rule import COLUMNS, GROUPS, Condition, Exclude, Unique
+from etl.selection.soft_cap import SoftCap, find_soft_cuts
 from etl.stage import Facts, Read, Slice, Stage, StageConfig, content_hash
 from etl.tables import CONTAMINATED, DUPLICATES, IMAGE_SIGNALS, INPUTS, PAIRS, RECEIPTS, SCORES, SELECTIONS, SIGNALS
 
@@ -78,7 +78,7 @@ class Config(StageConfig):
     """What people call this selection."""
     keep: Keep = Keep(top_fraction=0.15)
     where: Condition | None = None
-    """What a pair must fulfil to be eligible; see `etl/select/rule.py`."""
+    """What a pair must fulfil to be eligible; see `etl/selection/rule.py`."""
     among: tuple[Literal["ok", "metadata_only"], ...] = ("ok",)
     """Statuses of the pairs that can be kept. With metadata_only: also pairs whose pixels have yet to be fetched."""
     exclude: Exclude = Exclude()

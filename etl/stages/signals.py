@@ -11,7 +11,7 @@ import pandas as pd
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from etl.select.lexicon import Lexicon, read_lexicon
+from etl.selection.lexicon import Lexicon, read_lexicon
 from etl.stage import Read, Stage, StageConfig, series_udf
 from etl.tables import PAIRS, SIGNALS
 
@@ -23,7 +23,7 @@ class Config(StageConfig):
     chunk_rows: int = 1_000_000
     """Rows per commit: minutes of work."""
     lexicon: Path | None = None
-    """List of words by which captions are unsafe for work; None: the default one, see `etl/select/lexicon.py`."""
+    """List of words by which captions are unsafe for work; None: the default one, see `etl/selection/lexicon.py`."""
     lexicon_name: str = ""
     """Known to a run only: its name and the start of its sha256."""
 

@@ -2,7 +2,7 @@
 
 Rows (CPU seconds of the whole process tree, ours / theirs; the session is started before):
 
-    select_vs_duckdb_20m        the cut of `etl/select/cut.py` and the rows above it written: against duckdb's exact
+    select_vs_duckdb_20m        the cut of `etl/selection/cut.py` and the rows above it written: against duckdb's exact
                                 ORDER BY score DESC, uid LIMIT, written too
     select_vs_spark_orderby     how many times as long Spark's own orderBy.limit takes
     select_100m_vs_20m          five times the rows
@@ -22,7 +22,7 @@ import duckdb
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from etl.select.cut import find_cut
+from etl.selection.cut import find_cut
 from tests.bench import ours
 from tests.bench.measure import OUT, Rates, Ratio, Side, compare, interleaved, peak_memory, report, say
 

@@ -10,8 +10,8 @@ import pandas as pd
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
-from etl.select.receipts import Replay, receipt_of, receipts
-from etl.select.uid_lists import read_list
+from etl.selection.receipts import Replay, receipt_of, receipts
+from etl.selection.uid_lists import read_list
 from etl.stage import UserError
 from etl.stages.selection import ranked_by
 from etl.store import Store

@@ -21,7 +21,7 @@ import pydantic
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from etl.select.cut import Cut, find_cuts, lookup
+from etl.selection.cut import Cut, find_cuts, lookup
 from etl.stage import StageConfig, UserError, series_udf
 
 Array = np.ndarray[Any, Any]

@@ -48,7 +48,7 @@ def read_lexicon(path: Path | None) -> Lexicon:
     Raises UserError where a line is not as it should be.
     """
     try:
-        source = files("etl.select").joinpath("nsfw_words.txt") if path is None else path
+        source = files("etl.selection").joinpath("nsfw_words.txt") if path is None else path
         data = source.read_bytes()
         lines = data.decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:

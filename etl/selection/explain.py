@@ -8,8 +8,8 @@ from typing import Any
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from etl.select import judging
-from etl.select.receipts import Replay, receipts
+from etl.selection import judging
+from etl.selection.receipts import Replay, receipts
 from etl.stage import Table, UserError
 from etl.stages import listed
 from etl.store import Store

@@ -15,9 +15,9 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from etl.intake.blocklists import phash_of
-from etl.select import balance, soft_cap, wordnet
-from etl.select.cut import find_cuts, lookup
-from etl.select.rule import COLUMNS, Condition, Unique
+from etl.selection import balance, soft_cap, wordnet
+from etl.selection.cut import find_cuts, lookup
+from etl.selection.rule import COLUMNS, Condition, Unique
 from etl.stage import UserError, digest
 
 if TYPE_CHECKING:

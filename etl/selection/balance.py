@@ -21,7 +21,7 @@ import pydantic
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from etl.select.pinned import pinned_bytes, pinned_path
+from etl.selection.pinned import pinned_bytes, pinned_path
 from etl.stage import StageConfig, UserError, series_udf
 
 SPACED = str.maketrans({**{c: f" {c} " for c in ",.;:?!`"}, **dict.fromkeys("\t\n\r", " ")})

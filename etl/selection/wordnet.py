@@ -15,7 +15,7 @@ import pandas as pd
 from pyspark.sql import Column
 from pyspark.sql import functions as F
 
-from etl.select.pinned import pinned_bytes, pinned_path
+from etl.selection.pinned import pinned_bytes, pinned_path
 from etl.stage import UserError, series_udf
 
 PACKAGE, FOLDER = "wordnet-base", "usr/share/wordnet"

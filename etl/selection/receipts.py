@@ -16,8 +16,8 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from etl.forget.kept_out import forgotten_of, takedowns
-from etl.select import judging
-from etl.select.pinned import pinned_bytes
+from etl.selection import judging
+from etl.selection.pinned import pinned_bytes
 from etl.stage import Stage, UserError, content_hash, fold_hash, slice_from
 from etl.stages import listed, selection
 from etl.store import Store
