@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help set-up demo evidence evidence-full test slow cluster faults check docs format bench zip wheel corpora clean
+.PHONY: help set-up demo evidence evidence-full test slow cluster faults soak check docs format bench zip wheel corpora clean
 
 UV_VERSION := 0.13.9
 VENV := .venv
@@ -93,6 +93,9 @@ cluster: set-up ## run the tests on a standalone cluster whose GPUs are addresse
 
 faults: set-up ## run every proof that a fault costs nothing, and print a row for each fault (an hour of two cores)
 	@$(VENV)/bin/python -m pytest -m fault -n 2 --dist loadfile $(ARGS)
+
+soak: set-up ## kill 50 times at random in repeated rounds, and compare the tables with those of a round that nobody killed
+	@DFN_SOAK_KILLS=$${DFN_SOAK_KILLS:-50} $(VENV)/bin/python -m pytest -m slow -n 0 -s tests/test_soak.py $(ARGS)
 
 check: set-up ## ruff, format, mypy, and that uv.lock fits pyproject.toml
 	@status=0

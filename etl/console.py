@@ -45,11 +45,12 @@ class Reporter:
         left = (at.rows_total - at.rows_done) / rate if rate else 0
         if self._is_json_lines:
             told = {"stage": at.stage, "dataset": at.dataset, "rows_done": at.rows_done, "rows_total": at.rows_total}
-            self._json({**told, "rows_per_second": round(rate, 3), "seconds_left": round(left, 1)})
+            told |= {"rows_per_second": round(rate, 3), "seconds_left": round(left, 1), "busiest": at.busiest}
+            self._json(told)
             return
         if not self._console.is_terminal:
             place = f"{at.stage:<14} {at.dataset:<14} {at.rows_done:,} of {at.rows_total:,} rows"
-            self.say(f"{place}, {rate:,.0f} rows/s, {left:.0f} s left")
+            self.say(", ".join(filter(None, [place, f"{rate:,.0f} rows/s", f"{left:.0f} s left", at.busiest])))
             return
         if self._bar is None:
             columns = (
@@ -63,7 +64,7 @@ class Reporter:
         key = (at.stage, at.dataset)
         if key not in self._tasks:
             self._tasks[key] = self._bar.add_task(f"{at.stage} {at.dataset}", total=at.rows_total, rate="")
-        self._bar.update(self._tasks[key], completed=at.rows_done, rate=f"{rate:,.0f} rows/s")
+        self._bar.update(self._tasks[key], completed=at.rows_done, rate=f"{rate:,.0f} rows/s {at.busiest}")
         if at.rows_done >= at.rows_total:
             self.close()
 

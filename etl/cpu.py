@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from contextlib import suppress
 
 import psutil  # type: ignore[import-untyped]
@@ -20,6 +22,20 @@ def cpu_seconds() -> float:
             times = process.cpu_times()
             total += times.user + times.system + times.children_user + times.children_system
     return total
+
+
+class Meter:
+    """How busy the cores were since it was last read."""
+
+    def __init__(self) -> None:
+        self._at, self._cpu = time.monotonic(), cpu_seconds()
+
+    def read(self) -> float:
+        """Share of all cores of this machine that `cpu_seconds` counts, 0 to 1."""
+        at, cpu = time.monotonic(), cpu_seconds()
+        share = (cpu - self._cpu) / max((at - self._at) * (os.cpu_count() or 1), 1e-9)
+        self._at, self._cpu = at, cpu
+        return min(1.0, max(0.0, share))
 
 
 def is_local(spark: SparkSession) -> bool:

@@ -28,6 +28,22 @@ class Progress:
     rows_total: int
     rows_this_run: int
     seconds: float
+    cpu_share: float | None = None
+    """Of all cores, over the last chunk, 0 to 1; None where executors are not of this process."""
+    timings: Mapping[str, float] = field(default_factory=dict)
+    """Of the last chunk's pass over pixels: see `StageRun.timings`."""
+
+    @property
+    def busiest(self) -> str:
+        """What the last chunk's time went into most: `model 75%`, `decode 60%` (so long the model waited), `cpu 93%`.
+
+        '' where nothing was measured.
+        """
+        model, wait = (self.timings.get(f"{part}_seconds", 0.0) for part in ("model", "wait"))
+        if model + wait:
+            feeding = max(("read", "decode"), key=lambda part: self.timings.get(f"{part}_seconds", 0.0))
+            return f"model {model / (model + wait):.0%}" if model >= wait else f"{feeding} {wait / (model + wait):.0%}"
+        return "" if self.cpu_share is None else f"cpu {self.cpu_share:.0%}"
 
     @property
     def rows_per_second(self) -> float:

@@ -20,6 +20,7 @@ from pyspark.sql import DataFrame, Observation
 from pyspark.sql import functions as F
 
 from etl.chunks import Chunk, group_of, left, plan
+from etl.cpu import Meter, is_local
 from etl.job import Job, Progress, StageRun, own
 from etl.stage import Facts, Shared, digest
 
@@ -49,6 +50,8 @@ class Rows:
     """Chunks of `todo`."""
     num_written: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    """Timings of the passes of this run, and those of the last one."""
+    of_chunk: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, job: Job) -> Rows:
@@ -112,11 +115,12 @@ class Rows:
         if job.stage.committed:
             job.stage.committed(job.config, job.written())
 
-    def progress(self, seconds: float) -> Progress:
+    def progress(self, seconds: float, cpu_share: float | None) -> Progress:
         left_now = self.num_left - self.num_written
         return Progress(
-            self.job.stage.name, self.job.dataset, self.total - left_now, self.total, self.num_written, seconds
-        )
+            self.job.stage.name, self.job.dataset, self.total - left_now, self.total, self.num_written, seconds,
+            cpu_share, self.of_chunk,
+        )  # fmt: skip
 
     def done(self, base: StageRun) -> StageRun:
         if not self.todo:
@@ -131,11 +135,13 @@ def append(jobs: Sequence[tuple[Job, StageRun]]) -> list[StageRun]:
     """Bring each job's slice up to date. Jobs of one dataset have the same chunks where their `chunk_rows` agree."""
     states = [Rows.of(job) if job.inputs else None for job, _ in jobs]
     started = time.monotonic()
+    meter = Meter() if jobs and is_local(jobs[0][0].store.spark) else None
     for id_ in dict.fromkeys(id_ for rows in states if rows for id_ in rows.todo):
         for same in _sharing([rows for rows in states if rows and id_ in rows.todo], id_):
             _commit_together(same, same[0].todo[id_])
+            cpu_share = meter.read() if meter else None
             for rows in same:
-                rows.job.on_progress(rows.progress(time.monotonic() - started))
+                rows.job.on_progress(rows.progress(time.monotonic() - started, cpu_share))
     return [rows.done(base) if rows else base for rows, (_, base) in zip(states, jobs, strict=True)]
 
 
@@ -174,9 +180,11 @@ def _passed(shared: Shared, inputs: Mapping[str, DataFrame], states: Sequence[Ro
     finally:
         if len(states) > 1:
             frame.unpersist()
-    for name, seconds in _observed(observation).items():
-        for rows in states:
-            rows.seconds[name] = rows.seconds.get(name, 0.0) + (seconds or 0.0)
+    timings = {name: seconds or 0.0 for name, seconds in _observed(observation).items()}
+    for rows in states:
+        rows.of_chunk = timings
+        for name, seconds in timings.items():
+            rows.seconds[name] = rows.seconds.get(name, 0.0) + seconds
 
 
 def _observed(observation: Observation) -> dict[str, Any]:

@@ -2,15 +2,20 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from functools import partial
+from importlib.metadata import packages_distributions
+from pathlib import Path
 
 import pytest
 from helpers import picture, write_shard
 
 import etl.project
 from etl.__main__ import _run, app
+from etl.commands.troubles import EXTRAS, told
 from etl.config import load
 
 
@@ -241,3 +246,22 @@ def test_a_mistake_is_told_on_a_machine_without_java(tmp_path, arguments):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_package_that_is_missing_is_told_with_the_extra_that_brings_it():
+    ours = ModuleNotFoundError("No module named 'open_clip.model'", name="open_clip.model")
+    assert told(ours) == "wanted open_clip; found none; fix: pip install 'dfn-etl[train]'"
+    of_a_task = RuntimeError(
+        "An exception was thrown from the Python worker:\nModuleNotFoundError: No module named 'torch'"
+    )
+    assert told(of_a_task) == "wanted torch, on every executor too; found none; fix: pip install 'dfn-etl[train]'"
+    assert told(ModuleNotFoundError("No module named 'users_own'")) is None
+
+
+def test_each_extra_brings_the_modules_that_it_is_named_for():
+    project = tomllib.loads((Path(etl.project.__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    distributions = packages_distributions()
+    for extra, modules in EXTRAS.items():
+        listed = {re.split(r"[\[<>=]", line)[0].lower() for line in project["optional-dependencies"][extra]}
+        for module in modules:
+            assert {name.lower().replace("_", "-") for name in distributions[module]} & listed, (extra, module)

@@ -35,16 +35,33 @@ def test_people_get_a_line_for_each_value_and_what_holds_more_below_its_name(cap
 def test_progress_can_be_json_a_line_each_that_standard_output_has_none_of(capsys):
     reporter = Reporter(is_json_lines=True)
     reporter.say("ingest [pool] " + "x" * 300)
-    reporter.progress(Progress("embed", "pool", 60, 100, 20, 4.0))
+    reporter.progress(Progress("embed", "pool", 60, 100, 20, 4.0, 0.93))
     out, err = capsys.readouterr()
     said, at = (json.loads(line) for line in err.splitlines())
     assert out == "" and said["said"] == "ingest [pool] " + "x" * 300 and said["seconds"] >= 0
     assert at | {"seconds": 0} == {
         "seconds": 0, "stage": "embed", "dataset": "pool", "rows_done": 60, "rows_total": 100, "rows_per_second": 5.0,
-        "seconds_left": 8.0,
+        "seconds_left": 8.0, "busiest": "cpu 93%",
     }  # fmt: skip
     Reporter(is_json_lines=True, is_quiet=True).say("nothing")
     assert capsys.readouterr() == ("", "")
+
+
+def test_progress_tells_what_a_chunk_s_time_went_into_most(capsys):
+    def told(**measured):
+        Reporter().progress(Progress("embed", "pool", 60, 100, 20, 4.0, **measured))
+        return capsys.readouterr().err.partition("embed ")[2].strip()
+
+    place = "pool           60 of 100 rows, 5 rows/s, 8 s left"
+    assert told() == place
+    of_pass = {"read_seconds": 1.0, "decode_seconds": 2.0, "model_seconds": 6.0, "wait_seconds": 2.0}
+    for measured, busiest in (
+        ({"cpu_share": 0.934}, "cpu 93%"),
+        ({"cpu_share": 1.0, "timings": of_pass}, "model 75%"),
+        ({"timings": of_pass | {"wait_seconds": 9.0}}, "decode 60%"),
+        ({"timings": of_pass | {"wait_seconds": 9.0, "read_seconds": 3.0}}, "read 60%"),
+    ):
+        assert told(**measured) == f"{place}, {busiest}"
 
 
 def test_programs_get_one_line_of_json(capsys):

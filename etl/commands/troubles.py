@@ -1,4 +1,6 @@
-"""What the machine did to a run, told in one line: a full disk, a damaged table. Reads what an exception says."""
+"""What the machine did to a run, told in one line: a full disk, a damaged table, a package that is not installed.
+
+Reads what an exception says."""
 
 from __future__ import annotations
 
@@ -8,11 +10,24 @@ FULL = "No space left on device"
 UNREADABLE = re.compile(r"\[FAILED_READ_FILE\.?\w*\][^\n]*?reading file (?:file:)?(\S+?)\.?\s")
 WRITTEN = re.compile(r"writing rows to (?:file:)?(\S+?)\.?\s")
 NAMED = re.compile(rf"{FULL}: '([^']+)'|(?:FileNotFoundException|FileSystemException): (\S+)[ :].*{FULL}")
+MISSING = re.compile(r"No module named '(\w+)")
+EXTRAS = {
+    "spark": ("pyspark", "delta"),
+    "train": ("torch", "torchvision", "open_clip", "timm", "transformers", "onnxruntime", "webdataset"),
+    "web": ("aiohttp", "fastwarc", "protego", "resiliparse"),
+    "s3": ("s3fs",),
+    "corpora": ("resvg_py",),
+}
+"""Extra of pyproject.toml -> the modules that it brings."""
 
 
 def told(error: BaseException) -> str | None:
     """`wanted ...; found ...; fix: ...` of an exception of Python's, of Spark's or of a task's; None of any other."""
     text = f"{error}\n"
+    if found := MISSING.search(text):
+        extra = next((extra for extra, modules in EXTRAS.items() if found[1] in modules), None)
+        where = "" if isinstance(error, ModuleNotFoundError) else ", on every executor too"
+        return extra and f"wanted {found[1]}{where}; found none; fix: pip install 'dfn-etl[{extra}]'"
     if FULL in text:
         matches = [found for pattern in (NAMED, WRITTEN) if (found := pattern.search(text))]
         paths = [path for match in matches for path in match.groups() if path]

@@ -134,7 +134,7 @@ def _renderer_version() -> str:
     try:
         return importlib.metadata.version(RENDERER)
     except importlib.metadata.PackageNotFoundError:
-        raise CorpusError(f"wanted {RENDERER} to draw SVG; found none; fix: uv sync --extra corpora") from None
+        raise CorpusError(f"wanted {RENDERER} to draw SVG; found none; fix: pip install 'dfn-etl[corpora]'") from None
 
 
 def _read(source: str, roots: Roots, spec: CorpusSpec, say: Say) -> list[Pair]:

@@ -60,7 +60,7 @@ def _shown(page: Path, root: Path) -> list[tuple[Path, str]]:
     try:
         from etl.web.html import images_of_html
     except ImportError:
-        raise CorpusError("wanted resiliparse, to read pages; found none; fix: uv sync --extra web") from None
+        raise CorpusError("wanted resiliparse, to read pages; found none; fix: pip install 'dfn-etl[web]'") from None
     site = "http://package.invalid/"
     read = images_of_html(page.read_bytes(), f"{site}{page.relative_to(root)}", max_images=MAX_IMAGES_PER_PAGE)
     shown = []

