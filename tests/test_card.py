@@ -84,11 +84,13 @@ def numbers(groups):
     return {name: [int(shown.uid, 16) for shown in pairs] for name, pairs in groups.items()}
 
 
+@pytest.mark.slow
 def test_each_reason_to_hide_a_pair_hides_it(planted):
     hidden = {int(row["uid"], 16) for row in flagged(planted[0], "pool", 0.1).collect()}
     assert hidden == {WORDS_UNSAFE, PICTURE_UNSAFE, FACE, LEAKED, OPTED_OUT, BLOCKED, NOT_LOOKED_AT}
 
 
+@pytest.mark.slow
 def test_the_grids_hold_what_they_say_and_no_pair_that_is_flagged(found):
     """Kept are the 19 highest of 38: 39 to 19 without the broken and the leaked one, 6 of them flagged."""
     shown = numbers(found.groups)

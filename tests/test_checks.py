@@ -84,11 +84,13 @@ def flip(path: Path, at: int) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.slow
 def test_a_whole_project_passes(project):
     assert list(verify.contents(project)) == []
     assert list(verify.rows(project)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [100, 700, -1], ids=["a header", "an image", "the end"])
 def test_one_flipped_byte_anywhere_in_a_shard_is_found(project, at):
     path = project.config.output_folder.parent / "in" / "1.tar"
@@ -102,6 +104,7 @@ def test_one_flipped_byte_anywhere_in_a_shard_is_found(project, at):
     assert any("its sha256 is another" in line for line in found)
 
 
+@pytest.mark.slow
 def test_without_a_manifest_a_flipped_byte_of_an_image_is_found(project):
     folder = project.config.output_folder.parent / "in"
     manifest = (folder / "manifest.json").read_bytes()
@@ -119,6 +122,7 @@ def test_without_a_manifest_a_flipped_byte_of_an_image_is_found(project):
         (folder / "manifest.json").write_bytes(manifest)
 
 
+@pytest.mark.slow
 def test_vectors_that_are_not_the_encoders_and_canaries_that_differ_are_found(project):
     store, folder = project.store, project.encoder[1]
     row = store.read("pool", EMBEDDINGS).orderBy("uid").first().asDict()

@@ -157,6 +157,7 @@ def test_what_is_stored_is_ingested_with_uid_url_and_caption(web):
     assert hidden == []  # no note is left, and nothing unfinished
 
 
+@pytest.mark.slow
 def test_run_again_nothing_is_asked_for_and_a_new_file_costs_what_is_new(web):
     site, project, folder = web
     fresh = project_of(folder, project.store, **{

@@ -178,6 +178,7 @@ def registered(spark, tmp_path_factory):
     return root, held, before, decontaminated(project_of(root))
 
 
+@pytest.mark.slow
 def test_a_set_that_is_registered_once_is_held_against_every_project(registered):
     root, held, before, after = registered
     assert held == {"source": f"{root}/seen/*.tar", "sha256": 3, "phash": 3, "semantic": 0}
@@ -188,6 +189,7 @@ def test_a_set_that_is_registered_once_is_held_against_every_project(registered)
     assert not again.store.exists("seen", PAIRS)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_registered_or_used_is_told(registered):
     root = registered[0]
     project = project_of(root)
@@ -200,6 +202,7 @@ def test_what_cannot_be_registered_or_used_is_told(registered):
     assert evalsets.used(project_of(root, "evalsets.use=[]")) == {}
 
 
+@pytest.mark.slow
 def test_the_command_lists_and_reports(registered, capsys):
     root, held, _, _ = registered
     conf = root / "mine.yaml"
@@ -216,6 +219,7 @@ def test_the_command_lists_and_reports(registered, capsys):
     assert _run(partial(app, ["evalset", "add", "a-b", "x", "--conf", str(conf)])) == 2
 
 
+@pytest.mark.slow
 def test_explain_and_a_selection_s_verdict_show_the_closest(spark, store):
     for table in (PAIRS, CONTAMINATED):
         store.create("pool", table)

@@ -184,6 +184,7 @@ def test_five_batches_one_after_the_other_are_one_batch(spark, expected):
     assert rows_of(written) == expected
 
 
+@pytest.mark.slow
 def test_a_run_updates_what_the_last_one_wrote_and_begins_anew_where_rows_went(spark, store):
     """No more is asked of `transform`, nor of `update` where it could not know."""
     ways: list[str] = []

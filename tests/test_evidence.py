@@ -245,6 +245,7 @@ def counted(suite, stop_after=10**6):
     return trained
 
 
+@pytest.mark.slow
 def test_the_suite_end_to_end_killed_twice_trains_nothing_twice(tmp_path, mlflow_template):
     output = tmp_path / "out"
     project_of(output)

@@ -85,6 +85,7 @@ def keys(shard: Path) -> list[str]:
         return [member.name[:32] for member in tar if member.name.endswith(".json")]
 
 
+@pytest.mark.slow
 def test_repeats_are_spread_and_shards_hold_as_many_samples(unbroken, chosen):
     shards = [keys(path) for path in sorted(unbroken.glob("*.tar"))]
     assert Counter(u for shard in shards for u in shard) == {uid(n): times for n, times in REPEATS.items()}
@@ -134,6 +135,7 @@ def broken(unbroken: Path, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_broken_export_goes_on_with_what_is_left_and_is_then_up_to_date(unbroken, chosen, tmp_path):
     store, selection_id, root = chosen
     folder, again = broken(unbroken, tmp_path / "out"), {"shards_root": str(root), "pairs_per_shard": PER_SHARD}
@@ -177,6 +179,7 @@ def test_a_folder_with_another_export_is_refused(unbroken, chosen, tmp_path):
         finished.begin(half, plan_of(unbroken), selection_id)
 
 
+@pytest.mark.slow
 def test_faces_are_blurred_by_the_boxes_that_models_found_and_nothing_else_changes(unbroken, chosen, tmp_path):
     store, selection_id, root = chosen
     how = {"shards_root": str(root), "pairs_per_shard": PER_SHARD, "blur_faces": True}

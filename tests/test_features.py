@@ -259,6 +259,7 @@ def test_the_first_of_a_uid_stays_and_a_row_without_one_gets_that_of_ingest(stor
     assert ledger(store) == {"0": ("ok", 3, {"ok": 3}), "1": ("ok", 3, {"ok": 3}), "2": ("ok", 2, {"ok": 2})}
 
 
+@pytest.mark.slow
 def test_vectors_of_what_was_forgotten_are_counted_and_not_loaded(store, tmp_path):
     write(tmp_path, "0", [uid(0), uid(1), uid(2)], arrays_of([0.1, 0.2, 0.3]))
     loaded(store, tmp_path, stay_out=StayOut(frozenset({bytes.fromhex(key_hash("uid", uid(1)))})))
@@ -266,6 +267,7 @@ def test_vectors_of_what_was_forgotten_are_counted_and_not_loaded(store, tmp_pat
     assert ledger(store) == {"0": ("ok", 3, {"ok": 2, "forgotten": 1})}
 
 
+@pytest.mark.slow
 def test_new_files_alone_are_read_and_a_late_npz_begins_anew(store, tmp_path):
     write(tmp_path, "0", [uid(0)], arrays_of([0.5]))
     loaded(store, tmp_path)
@@ -288,6 +290,7 @@ def test_new_files_alone_are_read_and_a_late_npz_begins_anew(store, tmp_path):
     assert versions(store) == before
 
 
+@pytest.mark.slow
 def test_a_kill_between_the_two_tables_of_a_chunk_costs_nothing(store, tmp_path, monkeypatch):
     """Its vectors are in, its line in the ledger is not; then a file more has come, and the chunk is another one."""
     for n in range(2):

@@ -46,6 +46,7 @@ def scores_of(project, named):
     return {row["uid"]: (row["score"], row["status"]) for row in rows}
 
 
+@pytest.mark.slow
 def test_a_rule_over_many_filters_scores_each_once_and_encodes_nothing(many):
     project, book, _ = many
     vectors = project.store.read("pool", EMBEDDINGS).where("status = 'ok'").count()

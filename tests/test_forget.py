@@ -118,6 +118,7 @@ def phash(project: Project, number: int, flipped: int = 0) -> str:
 # --- what is found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "wanted"),
     [
@@ -143,6 +144,7 @@ def test_what_is_named_is_found_with_all_that_shows_the_same_picture(project, gi
     assert found == sorted(expected)
 
 
+@pytest.mark.slow
 def test_names_come_from_files_and_tables_too(project, tmp_path):
     listed = f"# a takedown\n{uid(1)}\n{sha256(2).upper()}\nBad.org\n{url(4)}\n{'0' * 15}1~2\n"
     (tmp_path / "list.txt").write_text(listed)

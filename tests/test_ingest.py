@@ -252,6 +252,7 @@ def test_the_first_of_a_uid_stays_across_chunks(store, tmp_path):
     assert versions(store) == before
 
 
+@pytest.mark.slow
 def test_a_kill_between_the_two_tables_of_a_chunk_costs_nothing(store, tmp_path, monkeypatch):
     """Its pairs are in, its line in the ledger is not; then a file more has come, and the chunk is another one."""
     three_shards(tmp_path)

@@ -91,6 +91,7 @@ def test_every_notebook_has_a_test_and_begins_as_databricks_wants_it():
         assert f'run("{name}"' in Path(__file__).read_text()
 
 
+@pytest.mark.slow
 def test_the_doctor_says_what_the_command_says_and_stops_a_job_where_something_is_broken(
     spark, run, tmp_path, mlflow_uri
 ):
@@ -116,6 +117,7 @@ def test_the_doctor_says_what_the_command_says_and_stops_a_job_where_something_i
         run("00_doctor", given | {"set": broken})
 
 
+@pytest.mark.slow
 def test_the_pool_shows_every_row_by_status_and_the_funnel_of_the_newest_selection(tiny, run, of_tiny):
     _, ended, _ = tiny
     left = run("01_pool", of_tiny)
@@ -150,6 +152,7 @@ def test_scores_from_pixels_are_the_stored_ones(run, of_tiny, stored, is_databri
     assert [title[:5] for title in pictures(grid)] == [f"{score:.3f}"[:5] for score in left["near"]["score"]]
 
 
+@pytest.mark.slow
 def test_another_rule_shows_who_enters_and_who_leaves_and_why(tiny, run, of_copy):
     """From the selection of one seed's filter to that of another's, whose pairs the loop has stored."""
     project, ended, _ = tiny
@@ -182,6 +185,7 @@ def test_induced_runs_stand_beside_those_that_judged_the_champion(tiny, run, of_
     assert len([line for line in figure.axes[0].lines if line.get_marker() == "o"]) == len(wanted)
 
 
+@pytest.mark.slow
 def test_a_decision_is_shown_approved_and_taken_back(run, of_copy):
     from etl.config import load
     from etl.loop.promotion import WAITING, Decision, Promotions

@@ -203,6 +203,7 @@ class CrashingSpec(EncoderSpec):
         return partial(crash_at, shape=self.shape, prepare=super().prepare())
 
 
+@pytest.mark.slow
 def test_an_image_that_always_kills_the_decoder_costs_its_own_row(spark, shards, encoders):
     """F2: the first attempt kills the Python worker; the task that Spark runs again decodes in a child process."""
     cloudpickle.register_pickle_by_value(sys.modules[__name__])

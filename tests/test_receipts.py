@@ -79,6 +79,7 @@ def test_a_receipt_is_replayed_from_time_travel_on_any_partitions(grown):
     ]
 
 
+@pytest.mark.slow
 def test_a_receipt_that_tells_another_story_is_not_proved(grown):
     store, first, _ = grown
     for change in (
@@ -92,6 +93,7 @@ def test_a_receipt_that_tells_another_story_is_not_proved(grown):
     assert prove(store, "pool", {**first, "rule": {"filter": "old"}}).how == "stored"
 
 
+@pytest.mark.slow
 def test_diff_says_who_came_and_went_and_why(grown):
     store, first, second = grown
     was, is_ = set(kept(store, first)), set(kept(store, second))
@@ -199,6 +201,7 @@ def test_an_exported_list_comes_back_as_the_same_selection(grown, tmp_path):
     assert kept(store, back) == kept(store, first)
 
 
+@pytest.mark.slow
 def test_what_a_list_keeps_is_counted_repeated_and_proved(grown, tmp_path):
     store, _, second = grown
     receipt = imported(store, tmp_path, [5, 5, 5, 28, 19, 77, 0xF << 124, 2, 77])
@@ -240,6 +243,7 @@ def test_a_pool_that_grew_says_what_its_new_cut_changed(grown):
     assert compare.churn(store, "pool", {**second, "rule": {**second["rule"], "seed": 1}}) is None
 
 
+@pytest.mark.slow
 def test_past_retention_the_stored_rows_are_proved(grown):
     """Last: it takes the old versions away."""
     store, first, second = grown

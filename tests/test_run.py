@@ -145,6 +145,7 @@ def test_a_table_stage_replaces_its_slice_only_when_its_input_changed(words):
     assert (found(words, LONG), found(words, PROOF)) == ([*long, ("f", 9)], [("long", 4)])
 
 
+@pytest.mark.slow
 def test_a_kill_between_two_tables_of_a_stage_is_made_good(words, monkeypatch):
     run(words)
     write = type(words).replace

@@ -251,6 +251,7 @@ def test_entries_that_are_none_are_refused(tmp_path, name, content, says):
         balance.read_entries(str(tmp_path / name), {})
 
 
+@pytest.mark.slow
 def test_what_was_drawn_and_balanced_is_replayed_and_explained(spark, tmp_path):
     """On tables, until the list of entries changes: from then on the stored rows are proved."""
     store, entries = Store(spark, str(tmp_path / "tables")), tmp_path / "entries.txt"

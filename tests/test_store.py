@@ -29,7 +29,7 @@ def frame(store, *tuples):
     return store.spark.createDataFrame(list(tuples), "kind string, name string, grams int")
 
 
-@pytest.fixture(params=["on a local disk", "elsewhere"])
+@pytest.fixture(params=["on a local disk", pytest.param("elsewhere", marks=pytest.mark.slow)])
 def fruit(store, request) -> Store:
     """A table; elsewhere it is for the store, which then leaves to Delta what a lock and a look at the log do here."""
     there = store if request.param == "on a local disk" else Store(store.spark, f"file://{store.root}")

@@ -93,6 +93,7 @@ def test_from_nothing_to_all_and_what_is_left_at_each_step(made, tmp_path):
     assert told(made(other))["signals.pool"] == {"state": "up to date"}
 
 
+@pytest.mark.slow
 def test_the_cost_is_the_pace_of_the_last_runs(made):
     project = made()
     project.run(ingest.STAGE, "pool")
