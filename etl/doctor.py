@@ -187,14 +187,12 @@ class Doctor:
     def _mlflow(self) -> str:
         import mlflow
 
-        from models.tracking import answering
+        from models.tracking import answering, experiment_of
 
         uri, name = self.project.tracking_uri, self.project.config.name
         with answering(uri):
             client = mlflow.MlflowClient()
-            experiment = client.get_experiment_by_name(name)
-            id_ = experiment.experiment_id if experiment else client.create_experiment(name)
-            run = client.create_run(id_, run_name="doctor")
+            run = client.create_run(experiment_of(client, name, uri), run_name="doctor")
             client.delete_run(run.info.run_id)
             num_models = len(client.search_registered_models(max_results=100))
         return f"{uri}: runs can be written, {num_models} registered models seen"

@@ -4,6 +4,7 @@ import copy
 import json
 from functools import partial
 
+import mlflow
 import pytest
 from helpers import picture, write_shard
 from pyspark.sql import functions as F
@@ -26,7 +27,7 @@ def doctor(tmp_path, mlflow_uri) -> Doctor:
     return Doctor(Project(load([], settings)), num_tasks=3)
 
 
-def test_every_part_is_looked_at_and_what_fails_stops_no_other(spark, doctor, tmp_path):
+def test_every_part_is_looked_at_and_what_fails_stops_no_other(spark, doctor, tmp_path, mlflow_uri):
     found = {check.name: check for check in doctor.checks()}
     assert list(found) == ["driver", "spark", "tables", "executors", "code", "gpus", "data pool", "data gone",
                            "data hollow", "mlflow"]  # fmt: skip
@@ -37,6 +38,8 @@ def test_every_part_is_looked_at_and_what_fails_stops_no_other(spark, doctor, tm
     assert found["gpus"].found == "none: models run on CPUs"
     assert found["mlflow"].found.endswith("runs can be written, 0 registered models seen")
     assert not list((tmp_path / "out" / "tables" / "project").iterdir())  # its table is gone
+    (made,) = (e for e in mlflow.MlflowClient(mlflow_uri).search_experiments() if e.name != "Default")
+    assert made.artifact_location.startswith(tmp_path.as_uri()), "what a run after this logs lies beside the store"
 
 
 def test_the_command_exits_with_2_and_says_all_of_it(spark, tmp_path, mlflow_uri, capsys):
