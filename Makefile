@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help set-up demo evidence evidence-full test slow cluster faults soak check docs format bench zip wheel corpora clean
+.PHONY: help set-up demo evidence evidence-full test slow cluster faults soak check audit docs format bench zip wheel corpora clean
 
 UV_VERSION := 0.13.9
 VENV := .venv
@@ -105,6 +105,11 @@ check: set-up ## ruff, format, mypy, and that uv.lock fits pyproject.toml
 	run $(VENV)/bin/python -m mypy
 	run .uv/bin/uv lock --check --quiet --python $(VENV)/bin/python
 	exit $$status
+
+audit: set-up ## known vulnerabilities of what uv.lock has, where pip-audit reaches their database
+	@mkdir -p build
+	.uv/bin/uv export --quiet --frozen --all-extras --no-emit-project --no-hashes -o build/locked.txt
+	.uv/bin/uv tool run --quiet pip-audit --disable-pip --no-deps --progress-spinner off -r build/locked.txt
 
 docs: set-up ## the documentation as pages, in build/docs/index.html; a broken link is an error
 	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet

@@ -5,12 +5,14 @@ Touches the cache (jars) and the Python environment's share/ (the archive). `pyt
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import filelock
@@ -20,6 +22,16 @@ from etl.cache import cache_folder, made
 from etl.stage import UserError, digest
 
 DELTA_PACKAGE = "io.delta:delta-spark_4.2_2.13:4.4.0"
+JARS = {
+    "io.delta_delta-kernel-api-4.4.0.jar": "ee9b5a14ac3b7efdff4d61a58478fe8eb0e5a3fbca43889dca7290795fe79a11",
+    "io.delta_delta-kernel-defaults-4.4.0.jar": "225c975199e4718b38ee5b7e6da7f19e9585024262b2cec2656b32151a856b0b",
+    "io.delta_delta-kernel-unitycatalog-4.4.0.jar": "cea22dfb4ac562b3cd27bf652697750e8336009d73fb06631363aaaad5345ffa",
+    "io.delta_delta-spark_4.2_2.13-4.4.0.jar": "27d4fd8b1f879535c573ed1c718177d6a27f24d3e626ba02e216369725721ead",
+    "io.delta_delta-storage-4.4.0.jar": "c46735481fa8e326b0957be02b4420cbcab4b325bb08009b7f2045a95133f1cc",
+    "io.unitycatalog_unitycatalog-client-0.6.0.jar": "48257499a86b801a3e2372cec55ac226ca1c1c7eabe5c118e7302f29a1fdbc19",
+    "io.unitycatalog_unitycatalog-hadoop-0.6.0.jar": "c47b63c961c87102b9e1d63809a0915ba4c86b7652f57c8d39ca3a05b441a150",
+}
+"""What DELTA_PACKAGE brings, less SPARK_HAS: name -> sha256. Ivy itself trusts what the repository says of a file."""
 SPARK_HAS = (
     "org.apache.hadoop:hadoop-client-api", "org.apache.hadoop:hadoop-client-runtime",
     "org.apache.parquet:parquet-hadoop", "org.apache.parquet:parquet-column", "org.apache.parquet:parquet-common",
@@ -63,11 +75,22 @@ def _fetch_jars(folder: Path) -> None:
         raise UserError(
             f"wanted the jars of {DELTA_PACKAGE} from Maven; found: {done.stderr[-800:]}; fix: check network"
         )
+    check_jars(found)
     staging = made(folder.with_suffix(f".{os.getpid()}"))
     for jar in found:
         shutil.move(jar, staging / jar.name)
     staging.rename(folder)
     shutil.rmtree(ivy)
+
+
+def check_jars(paths: Iterable[Path]) -> None:
+    """Raises UserError unless these are JARS, byte for byte."""
+    found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    if wrong := sorted(name for name in found.keys() | JARS.keys() if found.get(name) != JARS.get(name)):
+        told = ", ".join(f"{name} of sha256 {found[name]}" if name in found else f"no {name}" for name in wrong)
+        raise UserError(
+            f"wanted the jars of {DELTA_PACKAGE} as etl/jvm.py has them; found {told}; fix: ask who serves them"
+        )
 
 
 def class_archive() -> Path:

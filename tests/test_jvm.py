@@ -1,6 +1,7 @@
 """The archive of classes: used where it is there and fits, and only there."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from etl import jvm
+from etl.stage import UserError
 
 
 def test_a_session_names_the_archive_of_its_java_and_environment(monkeypatch, tmp_path):
@@ -21,6 +23,17 @@ def test_a_session_names_the_archive_of_its_java_and_environment(monkeypatch, tm
     (tmp_path / "java" / "release").write_text('JAVA_VERSION="99"')
     monkeypatch.setenv("JAVA_HOME", str(tmp_path / "java"))
     assert jvm.class_archive() != archive and jvm.archive_options() == ""
+
+
+def test_a_jar_that_is_not_the_pinned_one_is_refused_and_so_is_one_too_many(tmp_path):
+    jars = [Path(shutil.copy(jar, tmp_path)) for jar in jvm.delta_jars()]
+    jvm.check_jars(jars)
+    jars[0].write_bytes(jars[0].read_bytes()[:-1] + b"x")
+    with pytest.raises(UserError, match=rf"found {jars[0].name} of sha256 [0-9a-f]{{64}}; fix"):
+        jvm.check_jars(jars)
+    (tmp_path / "more.jar").touch()
+    with pytest.raises(UserError, match=rf"found no {jars[0].name}, more.jar of sha256 e3b0c4"):
+        jvm.check_jars([*jars[1:], tmp_path / "more.jar"])
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tokenize
+import tomllib
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -264,6 +265,15 @@ def test_files_that_share_the_tiny_recipe_are_known_to_the_scheduler() -> None:
         if {"tiny", "tiny_output"} & {arg.arg for arg in function.args.args}
     }
     assert found == READ_TINY
+
+
+def test_every_dependency_is_locked_with_hashes_and_comes_from_a_registry() -> None:
+    packages = tomllib.loads((ROOT / "uv.lock").read_text())["package"]
+    files = {p["name"]: [*p.get("wheels", []), *([p["sdist"]] if "sdist" in p else [])] for p in packages}
+    assert len(files) > 150
+    assert [name for name, found in files.items() if not found] == ["dfn-etl"]
+    assert [f["url"] for found in files.values() for f in found if not f["hash"].startswith("sha256:")] == []
+    assert {key for p in packages for key in p["source"]} == {"registry", "editable"}
 
 
 def test_nothing_beside_the_main_file_hides_the_standard_library() -> None:

@@ -12,7 +12,7 @@ WRITTEN = re.compile(r"writing rows to (?:file:)?(\S+?)\.?\s")
 NAMED = re.compile(rf"{FULL}: '([^']+)'|(?:FileNotFoundException|FileSystemException): (\S+)[ :].*{FULL}")
 MISSING = re.compile(r"No module named '(\w+)")
 EXTRAS = {
-    "spark": ("pyspark", "delta"),
+    "spark": ("pyspark",),
     "train": ("torch", "torchvision", "open_clip", "timm", "transformers", "onnxruntime", "webdataset"),
     "web": ("aiohttp", "fastwarc", "protego", "resiliparse"),
     "s3": ("s3fs",),
