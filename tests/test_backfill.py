@@ -54,10 +54,10 @@ def dfn(spark, world, capsys):
         "encoder.packages": "null", "encoder.folder": world / "encoder", "stages.embed.chunk_rows": PER_SHARD,
     }  # fmt: skip
 
-    def call(*arguments):
+    def call(command, *arguments):
         capsys.readouterr()
         options = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-        code = _run(partial(app, [*arguments, "--conf", "tiny", "--json", *options]))
+        code = _run(partial(app, [command, "--conf", "tiny", "--json", *options, *arguments]))  # later ones win
         out, err = capsys.readouterr()
         return code, json.loads(out.splitlines()[-1]) if out else {}, err
 
