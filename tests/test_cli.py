@@ -14,7 +14,7 @@ import pytest
 from helpers import picture, write_shard
 
 import etl.project
-from etl.__main__ import _run, app
+from etl.__main__ import PANELS, _run, app
 from etl.commands.troubles import EXTRAS, told
 from etl.config import load
 
@@ -165,12 +165,13 @@ def test_the_help_lists_the_commands(dfn):
     assert code == 0
     wanted = ["corpora", "run", "loop", "select", "export", "train", "verify", "status", "report", "evidence"]
     assert [name for name in wanted if f"│ {name} " not in out] == []
+    assert [panel for panel in PANELS if f"─ {panel} ─" not in out] == []
 
 
 def test_no_command_prints_the_help_and_no_error(dfn):
     code, out, err = dfn()
     assert (code, err) == (2, "")
-    assert "Commands" in out
+    assert next(iter(PANELS)) in out
 
 
 def test_a_bug_is_exit_code_1_and_says_how_to_see_the_trace(dfn, monkeypatch):

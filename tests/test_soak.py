@@ -22,8 +22,8 @@ from etl.config import load
 from etl.store import Store
 
 VICTIMS = ("driver", "worker", "executor", "MLflow server")
-PAUSE_SECONDS = 3, 25
-"""Between kills: at random, so that they meet starts, stages, training and the gate."""
+PAUSE_SECONDS = 5, 60
+"""Between kills: at random, so that they meet starts (a quarter to half a minute), stages, training and the gate."""
 MLFLOW_IS_AWAY_SECONDS = 0, 10
 OF_RUNS = {"decision_id", "champion_compared", "challenger", "config_json", "runs", "inputs_json"}
 """What names runs of MLflow, whose numbers are drawn."""
