@@ -21,7 +21,9 @@ import pyspark
 from etl.cache import cache_folder, made
 from etl.stage import UserError, digest
 
-DELTA_PACKAGE = "io.delta:delta-spark_4.2_2.13:4.4.0"
+DELTA_IS_FOR = "4.2"
+"""The Spark of local sessions. On a cluster, on Databricks and under spark-submit Delta is theirs."""
+DELTA_PACKAGE = f"io.delta:delta-spark_{DELTA_IS_FOR}_2.13:4.4.0"
 JARS = {
     "io.delta_delta-kernel-api-4.4.0.jar": "ee9b5a14ac3b7efdff4d61a58478fe8eb0e5a3fbca43889dca7290795fe79a11",
     "io.delta_delta-kernel-defaults-4.4.0.jar": "225c975199e4718b38ee5b7e6da7f19e9585024262b2cec2656b32151a856b0b",
@@ -49,7 +51,15 @@ EXIT_SECONDS = 120
 
 
 def delta_jars(cache: Path | None = None) -> list[Path]:
-    """Delta's jars, fetched once by Spark's own Ivy: resolving them at each start would take 15 to 30 s."""
+    """Delta's jars, fetched once by Spark's own Ivy: resolving them at each start would take 15 to 30 s.
+
+    Raises UserError for another Spark than theirs.
+    """
+    if not pyspark.__version__.startswith(f"{DELTA_IS_FOR}."):
+        raise UserError(
+            f"wanted pyspark {DELTA_IS_FOR}, which {DELTA_PACKAGE} is for; found {pyspark.__version__}; "
+            f"fix: pip install 'pyspark=={DELTA_IS_FOR}.*', or spark-submit with the --jars of your own Delta"
+        )
     folder = (cache or cache_folder()) / "jars" / DELTA_PACKAGE.replace(":", "-")
     if not folder.is_dir():
         with filelock.FileLock(f"{made(folder.parent)}/jars.lock"):

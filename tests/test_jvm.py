@@ -25,6 +25,12 @@ def test_a_session_names_the_archive_of_its_java_and_environment(monkeypatch, tm
     assert jvm.class_archive() != archive and jvm.archive_options() == ""
 
 
+def test_another_spark_than_delta_s_is_told_before_a_jvm_starts(monkeypatch):
+    monkeypatch.setattr(jvm.pyspark, "__version__", "4.0.1")
+    with pytest.raises(UserError, match=r"wanted pyspark 4\.2, .* found 4\.0\.1; fix: pip install 'pyspark==4\.2\.\*'"):
+        jvm.delta_jars()
+
+
 def test_a_jar_that_is_not_the_pinned_one_is_refused_and_so_is_one_too_many(tmp_path):
     jars = [Path(shutil.copy(jar, tmp_path)) for jar in jvm.delta_jars()]
     jvm.check_jars(jars)
