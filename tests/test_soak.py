@@ -25,8 +25,10 @@ VICTIMS = ("driver", "worker", "executor", "MLflow server")
 PAUSE_SECONDS = 5, 60
 """Between kills: at random, so that they meet starts (a quarter to half a minute), stages, training and the gate."""
 MLFLOW_IS_AWAY_SECONDS = 0, 10
-OF_RUNS = {"decision_id", "champion_compared", "challenger", "config_json", "runs", "inputs_json"}
-"""What names runs of MLflow, whose numbers are drawn."""
+OF_RUNS = {
+    "decision_id", "champion_compared", "challenger", "config_json", "runs", "inputs_json", "mlflow_run_id", "folder",
+}  # fmt: skip
+"""What names runs of MLflow, whose numbers are drawn, and the folder of a round."""
 
 
 class Round:
@@ -104,6 +106,7 @@ def test_rounds_that_are_killed_at_random_end_as_one_that_is_not(spark, tmp_path
     clean.to_its_end()
     server.kill()
     expected = tables(clean)
+    assert len(expected[".promotions"]) == 2, clean.log.read_text()[-4000:]
     kills: list[tuple[str, str]] = []
     num_rounds, current = 0, None
     server = server_in(tmp_path / "server", mlflow_template)
