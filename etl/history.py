@@ -1,9 +1,12 @@
-"""What the versions of a table say of themselves: the operation, and the note that this application wrote. Touches
-nothing; `store.py` reads logs."""
+"""What the versions of a table say of themselves: the operation, and the note that this application wrote.
+
+Reads logs on a local disk, and removes one in which no version was ever written.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,6 +18,9 @@ from etl.stage import Slice, UserError, overlap
 NO_DATA_CHANGE = {
     "OPTIMIZE", "VACUUM START", "VACUUM END", "SET TBLPROPERTIES", "CREATE TABLE", "ADD CONSTRAINT", "ADD COLUMNS",
 }  # fmt: skip
+
+COMMITS = "[0-9]" * 20 + ".json"
+"""Of a Delta log: the files of its versions."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +61,21 @@ class Commit:
         return self.operation not in NO_DATA_CHANGE and overlap(self.note.get("slice", {}), where)
 
 
+def is_made(log: Path) -> bool:
+    """Whether a table has this log. A kill within its making leaves a folder: no commit, and no rows beside it."""
+    return any(log.glob(COMMITS)) or (log.is_dir() and any(log.parent.rglob("*.parquet")))
+
+
+def clear_unmade(log: Path) -> None:
+    """Removes what a kill within a table's making left, which Delta would take for a table; touches no other log."""
+    if log.is_dir() and not is_made(log):
+        shutil.rmtree(log)
+
+
 def refuse_gaps(log: Path, paths: Sequence[Path]) -> None:
     """Versions (files of a log, newest first) follow one another. Raises UserError, naming one that is missing."""
+    if not paths:
+        raise _damaged(log / f"{0:020d}.json", "it and all others gone")
     versions = [int(path.stem) for path in paths]
     for newer, older in pairwise(versions):
         if newer != older + 1:

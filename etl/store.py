@@ -17,13 +17,11 @@ from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import StructType
 
 from etl.cache import cache_folder, made
-from etl.history import Commit, data_version, refuse_gaps
+from etl.history import COMMITS, Commit, clear_unmade, data_version, is_made, refuse_gaps
 from etl.lease import held
 from etl.log_scrub import has_dead_files, without_values
 from etl.stage import Slice, Table, UserError, conform, digest, predicate
 
-COMMITS = "[0-9]" * 20 + ".json"
-"""Of a Delta log: the files of its versions."""
 RETENTION = "interval 400 days"
 """Receipts can be replayed as long: Delta's own defaults would forget after 7 and 30 days."""
 CHECKPOINT_COMMITS = "50"
@@ -75,6 +73,8 @@ class Store:
         partitioned = f"PARTITIONED BY ({', '.join(table.sliced_by)})" if table.sliced_by else ""
         create = f"CREATE TABLE IF NOT EXISTS {self.name(dataset, table)} ({table.ddl}) USING DELTA {partitioned}"
         with self._alone(dataset, table):  # of two who make one at the same time, Delta refuses one
+            if log := self._log(dataset, table):
+                clear_unmade(log)
             self.spark.sql(f"{create} TBLPROPERTIES ({listed})")
 
     def extend(self, dataset: str, table: Table) -> None:
@@ -90,7 +90,7 @@ class Store:
         if self.root.startswith("catalog:"):
             return self.spark.catalog.tableExists(self.name(dataset, table))
         if log := self._log(dataset, table):
-            return log.is_dir()
+            return is_made(log)
         import fsspec
 
         files, path = fsspec.url_to_fs(f"{self.root}/{self._schema(dataset, table)}/{table.name}/_delta_log")

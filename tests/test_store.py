@@ -235,3 +235,18 @@ def test_the_content_hash_ignores_order_and_partitions_and_sees_every_value(spar
     others = [some.where("uid != '5'"), some.union(some.limit(1)), some.selectExpr("uid", "2 as num_repeats")]
     assert not same & {of(data) for data in others}
     assert fold_hash(None, None) == "0" * 32
+
+
+def test_a_table_whose_making_was_killed_is_made_again_and_one_that_lost_its_log_is_not(store):
+    log = Path(store.root, "garden", "fruit", "_delta_log")
+    (log / "_staged_commits").mkdir(parents=True)
+    (log / ".00000000000000000000.json.0f.tmp").write_text("{")
+    assert not store.exists("garden", FRUIT)
+    store.create("garden", FRUIT)
+    append(store, ("apple", "boskoop", 120), content="1")
+    assert rows(store) == [("apple", "boskoop", 120)]
+    for path in log.glob("*.json"):
+        path.unlink()
+    assert store.exists("garden", FRUIT)
+    with pytest.raises(UserError, match=r"garden/fruit: wanted version 0 whole; found it and all others gone"):
+        store.history("garden", FRUIT)
