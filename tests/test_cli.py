@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from helpers import picture, write_shard
+from py4j.protocol import Py4JNetworkError
 
 import etl.project
 from etl.__main__ import PANELS, _run, app
@@ -257,6 +258,13 @@ def test_a_package_that_is_missing_is_told_with_the_extra_that_brings_it():
     )
     assert told(of_a_task) == "wanted torch, on every executor too; found none; fix: pip install 'dfn-etl[train]'"
     assert told(ModuleNotFoundError("No module named 'users_own'")) is None
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionRefusedError(111, "Connection refused"), Py4JNetworkError("Answer from Java")]
+)
+def test_a_jvm_that_was_killed_is_told_and_to_run_again(error):
+    assert told(error).startswith("wanted Spark's JVM; found it gone") and "fix: run again" in told(error)
 
 
 def test_each_extra_brings_the_modules_that_it_is_named_for():

@@ -1,4 +1,4 @@
-"""What the machine did to a run, told in one line: a full disk, a damaged table, a package that is not installed.
+"""What the machine did to a run, told in one line: a full disk, a damaged table, a JVM that ended, a missing package.
 
 Reads what an exception says."""
 
@@ -28,6 +28,8 @@ def told(error: BaseException) -> str | None:
         extra = next((extra for extra, modules in EXTRAS.items() if found[1] in modules), None)
         where = "" if isinstance(error, ModuleNotFoundError) else ", on every executor too"
         return extra and f"wanted {found[1]}{where}; found none; fix: pip install 'dfn-etl[{extra}]'"
+    if isinstance(error, ConnectionRefusedError | ConnectionResetError) or type(error).__name__ == "Py4JNetworkError":
+        return "wanted Spark's JVM; found it gone: killed, or out of memory; fix: run again, what was committed stays"
     if FULL in text:
         matches = [found for pattern in (NAMED, WRITTEN) if (found := pattern.search(text))]
         paths = [path for match in matches for path in match.groups() if path]
