@@ -108,6 +108,7 @@ def test_the_grids_hold_what_they_say_and_no_pair_that_is_flagged(found):
     assert pairs[uid(20)].score == pytest.approx(0.2)
 
 
+@pytest.mark.slow
 def test_the_counts_are_those_that_were_planted(found):
     assert (found.num_pool, found.num_pairs, found.num_samples, found.repeats) == (40, 19, 19, {1: 19})
     assert found.threshold == pytest.approx(0.19) and found.is_intact and found.ranked_by == "f vvvvvvvv"
@@ -136,6 +137,7 @@ def test_the_counts_are_those_that_were_planted(found):
     assert own.selected[:29] == [0] * 29 and other.threshold is None
 
 
+@pytest.mark.slow
 def test_two_filters_of_which_one_is_the_other_upside_down(found):
     (pair,) = found.filters
     assert (pair.first, pair.second, pair.num_pairs) == ("f vvvvvvvv", "g wwwwwwww", 40)
@@ -143,6 +145,7 @@ def test_two_filters_of_which_one_is_the_other_upside_down(found):
     assert (pair.overlap, pair.agreement, pair.correlation) == (0.0, pytest.approx(2 / 40), pytest.approx(-1.0))
 
 
+@pytest.mark.slow
 def test_the_limits_are_told_from_facts(found, planted):
     project, receipt, _ = planted
     limits = " ".join(found.limits)
@@ -155,6 +158,7 @@ def test_the_limits_are_told_from_facts(found, planted):
     assert numbers(changed.groups)["top"] == numbers(found.groups)["top"]
 
 
+@pytest.mark.slow
 def test_a_card_is_found_by_name_where_one_only_has_it(planted):
     project, receipt, _ = planted
     assert receipt_named(project.store, "pool", "half") == receipt

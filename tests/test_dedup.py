@@ -160,6 +160,7 @@ def updated(spark, parts: list[list[dict]], written, config: Config):
     return found
 
 
+@pytest.mark.slow
 def test_what_came_is_held_against_the_pool(spark, monkeypatch, expected):
     """Groups are joined by a row that came, named after one that came, begun by one that was alone; a heavy one too."""
     for module in (etl.dedup.skew, etl.dedup.components, etl.dedup.grow):

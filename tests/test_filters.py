@@ -162,6 +162,7 @@ def test_rules_and_filters_are_checked_before_spark_starts(override, says):
     assert says in str(caught.value)
 
 
+@pytest.mark.slow
 def test_filters_side_by_side_keep_equal_shares_and_their_precision_is_that_of_the_planted_truth(many):
     project, book, _ = many
     rule = selection.Config(exclude=selection.Exclude(contaminated=False))

@@ -121,6 +121,7 @@ def test_the_losses_are_those_of_the_training_written_out_to_the_bit(tmp_path):
     assert result.losses == plain_losses(vectors, SMALL)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits_in_a_fresh_process(tmp_path):
     torch.manual_seed(99)  # whatever was drawn before must not matter
     torch.rand(3)

@@ -111,6 +111,7 @@ def test_rows_of_other_config_or_code_are_replaced(words, change):
     assert done.num_rows_written == 5
 
 
+@pytest.mark.slow
 def test_a_run_cut_while_it_replaces_old_rows_does_not_mix_them(words, monkeypatch):
     run(words)
     append = type(words).append_once

@@ -104,6 +104,7 @@ def test_a_chain_is_one_group_and_its_distances_are_to_the_pair_it_is_named_afte
     assert {row[3] for row in made if row[1] == row[2]} == {0.0}
 
 
+@pytest.mark.slow
 def test_in_clusters_what_is_found_is_near_and_little_is_missed(spark):
     """SemDeDup's form: no group that the exact one has not, and of its tight groups all."""
     vectors = dict(enumerate(clustered(800, seed=3)))

@@ -76,6 +76,7 @@ def test_history_is_that_of_now_however_often_it_was_asked_for(fruit):
     assert fruit.history("garden", FRUIT)[0].version == 6
 
 
+@pytest.mark.slow
 def test_rows_that_came_are_told_from_those_that_were_there(fruit):
     """By files and, once these were compacted, by key; not where rows went."""
 
@@ -144,6 +145,7 @@ def test_replacing_nothing_by_nothing_is_a_commit_too_for_its_note_says_what_was
     assert [commit.note.get("key") for commit in fruit.history("garden", FRUIT)] == ["second", "first", None]
 
 
+@pytest.mark.slow
 def test_what_is_purged_is_in_no_version_and_no_log_and_the_table_goes_on(fruit):
     """Also by a session that has the log in mind, with a checkpoint in it, of a table that keeps values."""
     name = fruit.name("garden", FRUIT)
