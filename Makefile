@@ -95,7 +95,7 @@ faults: set-up ## run every proof that a fault costs nothing, and print a row fo
 	@$(VENV)/bin/python -m pytest -m fault -n 2 --dist loadfile $(ARGS)
 
 soak: set-up ## kill 50 times at random in repeated rounds, and compare the tables with those of a round that nobody killed
-	@DFN_SOAK_KILLS=$${DFN_SOAK_KILLS:-50} $(VENV)/bin/python -m pytest -m slow -n 0 -s tests/test_soak.py $(ARGS)
+	@DFN_SOAK_KILLS=$${DFN_SOAK_KILLS:-50} $(VENV)/bin/python -m pytest -m soak -n 0 -s tests/test_soak.py $(ARGS)
 
 check: set-up ## ruff, format, mypy, and that uv.lock fits pyproject.toml
 	@status=0

@@ -1,6 +1,7 @@
 """Random kills, spread over whole rounds: the tables at the end are those of a round that nobody killed.
 
-`make soak` kills 50 times, within an hour of two cores; the slow suite kills ten times. DFN_SOAK_SEED repeats a series.
+`make soak` kills 50 times; DFN_SOAK_KILLS says another number, DFN_SOAK_SEED repeats a series. CI does not
+run it until a series has been seen to end well.
 """
 
 import os
@@ -91,7 +92,7 @@ def server_in(folder: Path, template: Path) -> Server:
     return Server(folder).start()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(3600)
 def test_rounds_that_are_killed_at_random_end_as_one_that_is_not(spark, tmp_path, mlflow_template):
     seed, num_kills = (int(os.environ.get(f"DFN_SOAK_{name}", value)) for name, value in (("SEED", 12), ("KILLS", 10)))
