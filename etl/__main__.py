@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from etl.commands import (  # fmt: skip
+from etl.commands import (
     ask,
     evalset,
     evaluate,

@@ -1,6 +1,7 @@
 """What the machine did to a run, told in one line: a full disk, a damaged table, a JVM that ended, a missing package.
 
-Reads what an exception says."""
+Reads what an exception says.
+"""
 
 from __future__ import annotations
 
