@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help set-up demo evidence evidence-full test slow cluster faults soak check audit docs format bench zip wheel corpora clean
+.PHONY: help set-up demo evidence evidence-full test slow cluster-test demo-test faults soak check audit docs format bench zip wheel corpora clean
 
 UV_VERSION := 0.13.9
 VENV := .venv
@@ -88,8 +88,11 @@ test: set-up ## run the fast tests, in two processes (ARGS="-k word" goes to pyt
 slow: set-up ## run the slow tests, hours of two cores: kills, Spark Connect, takedowns (ARGS="--begin-within SECONDS")
 	@$(VENV)/bin/python -m pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-cluster: set-up ## run the tests on a standalone cluster whose GPUs are addresses only
+cluster-test: set-up ## run the tests on a standalone cluster whose GPUs are addresses only
 	@$(VENV)/bin/python -m pytest -m cluster $(ARGS)
+
+demo-test: set-up ## run the demo in a folder of its own, twice, and open its card (a quarter of an hour of two cores)
+	@$(VENV)/bin/python -m pytest -m demo -n 0 -s $(ARGS)
 
 faults: set-up ## run every proof that a fault costs nothing, and print a row for each fault (an hour of two cores)
 	@$(VENV)/bin/python -m pytest -m fault -n 2 --dist loadfile $(ARGS)
@@ -136,10 +139,12 @@ define ZIP
 import pathlib, sys, zipfile
 out = pathlib.Path(sys.argv[1])
 out.parent.mkdir(parents=True, exist_ok=True)
-files = sorted(p for d in ("etl", "models") for p in pathlib.Path(d).rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+paths = sorted(p for d in ("etl", "models") for p in pathlib.Path(d).rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+files = {path.as_posix(): path for path in paths}
+files |= {f"etl/{path.as_posix()}": path for path in sorted(pathlib.Path("conf").rglob("*.yaml"))}  # where the wheel has it
 with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:  # stored, in order, one date: same code, same bytes
-    for path in files:
-        archive.writestr(zipfile.ZipInfo(path.as_posix(), (1980, 1, 1, 0, 0, 0)), path.read_bytes())
+    for name, path in files.items():
+        archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), path.read_bytes())
 print(f"zip: {out}, {len(files)} files, {out.stat().st_size} bytes")
 endef
 export ZIP

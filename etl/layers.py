@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,10 @@ from etl.stage import UserError
 
 
 def layered(names: Sequence[str], overrides: Sequence[str]) -> dict[str, Any]:
-    """The files' keys, later ones over earlier ones, and the overrides over them all. Raises UserError."""
+    """The files' keys, later ones over earlier ones, and the overrides over them all. Raises UserError.
+
+    A name without a folder is looked for in conf/ here, then in that of the checkout, the wheel or the zip.
+    """
     merged: dict[str, Any] = {}
     for layer in (*map(_read, names), *map(_override, overrides)):
         merged = merge(merged, layer)
@@ -20,16 +25,11 @@ def layered(names: Sequence[str], overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _read(name: str) -> dict[str, Any]:
-    here = Path(__file__).parent
-    places = [
-        Path(name),
-        Path("conf") / f"{name}.yaml",
-        here.parent / "conf" / f"{name}.yaml",
-        here / "conf" / f"{name}.yaml",
-    ]
-    path = next((place for place in places if place.is_file()), None)
+    folders: list[Traversable] = [Path("conf"), Path(__file__).parents[1] / "conf", files("etl") / "conf"]
+    path = next((p for p in (Path(name), *(folder / f"{name}.yaml" for folder in folders)) if p.is_file()), None)
     if path is None:
-        known = sorted({p.stem for place in places[1:] for p in place.parent.glob("*.yaml")})
+        found = (file.name for folder in folders if folder.is_dir() for file in folder.iterdir())
+        known = sorted({file.removesuffix(".yaml") for file in found if file.endswith(".yaml")})
         raise UserError(f"wanted a config file; found none named {name!r}; fix: a path, or one of {', '.join(known)}")
     try:
         content = yaml.safe_load(path.read_text())

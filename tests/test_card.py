@@ -176,17 +176,24 @@ def test_a_comparison_shows_who_left_and_why_and_no_flagged_pair(planted):
     assert made.rules == [("rule.name", "half", "quarter"), ("rule.keep.top_fraction", 0.5, 0.25)]
 
 
-def test_the_round_leaves_a_card_that_a_browser_opens(tiny, tiny_output, tmp_path):
-    project, ended, _ = tiny
-    receipt = ended.arms["dfn"].receipts[0]
-    page = tiny_output / "cards" / f"{receipt['selection_id']}.html"
-    with Browser(tmp_path / "profile") as browser:
+def read_in_a_browser(page: Path, profile: Path, shot: Path | None = None) -> str:
+    """A card's text, once it was opened: no message, no request, all sections, all pictures."""
+    with Browser(profile) as browser:
         opened = browser.open(page)
         assert (opened.console, opened.requests, opened.dialogs) == ([], [], [])
         seen = browser.evaluate("[...document.querySelectorAll('main section')].map(section => section.id)")
         assert seen == [id_ for id_, _ in card.SECTIONS]
         assert browser.evaluate("[...document.images].filter(image => image.naturalWidth > 0).length") == 5 * SHOWN
-        told = browser.evaluate("document.body.innerText")
+        if shot:
+            browser.screenshot(shot)
+        return browser.evaluate("document.body.innerText")
+
+
+def test_the_round_leaves_a_card_that_a_browser_opens(tiny, tiny_output, tmp_path):
+    project, ended, _ = tiny
+    receipt = ended.arms["dfn"].receipts[0]
+    page = tiny_output / "cards" / f"{receipt['selection_id']}.html"
+    told = read_in_a_browser(page, tmp_path / "profile")
     for words in (receipt["hash"], f"{receipt['num_rows']} of 400 pairs", "things.r5", "items, one seed"):
         assert words in told
     with answering(project.tracking_uri):

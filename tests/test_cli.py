@@ -11,6 +11,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from cluster import project_zip
 from helpers import picture, write_shard
 from py4j.protocol import Py4JNetworkError
 
@@ -248,6 +249,15 @@ def test_a_mistake_is_told_on_a_machine_without_java(tmp_path, arguments):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_config_is_found_by_its_name_in_the_zip(tmp_path):
+    code = "import etl; from etl.layers import layered; print(etl.__file__, layered(['tiny'], [])['name'])"
+    zipped = project_zip(tmp_path / "dfn_etl.zip")
+    command = [sys.executable, "-c", code]
+    env = os.environ | {"PYTHONPATH": str(zipped)}
+    said = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True).stdout
+    assert said == f"{zipped}/etl/__init__.py tiny\n"
 
 
 def test_a_package_that_is_missing_is_told_with_the_extra_that_brings_it():
