@@ -42,6 +42,10 @@ def _is_source(name: str) -> str:
     return name
 
 
+def _each_once(names: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(dict.fromkeys(names))
+
+
 Source = Annotated[NoSecret, pydantic.AfterValidator(_is_source)]
 """Files, or table:NAME."""
 Kind = Literal["pool", "filter", "dev", "eval"]
@@ -129,8 +133,8 @@ class Config(StageConfig):
     """Whose vectors filters and models are trained on."""
     more_encoders: dict[str, EncoderConfig] = pydantic.Field(default={})
     """Their vectors are stored too; all encoders share one pass over the pixels."""
-    image_model: Literal["open_nsfw"] | None = None
-    """Looks at every picture of a pool in that pass; its scores go to image_signals."""
+    image_models: Annotated[tuple[Literal["open_nsfw", "centerface"], ...], pydantic.AfterValidator(_each_once)] = ()
+    """Look at every picture of a pool in that pass: unsafe for work, faces. What they say goes to image_signals."""
     filters: dict[Annotated[str, pydantic.Field(pattern=r"^[a-zA-Z]\w*$")], FilterSpec] = pydantic.Field(default={})
     """Name -> how it is made. A rule ranks and tests by these names."""
     stages: StagesConfig = StagesConfig()  # type: ignore[valid-type]

@@ -17,7 +17,8 @@ import pandas as pd
 
 from etl.config import Config, DatasetConfig, folder_of
 from etl.dedup import evalsets
-from etl.encode.encoders import encoder_folder, image_model, naming
+from etl.encode import image_models
+from etl.encode.encoders import encoder_folder, naming
 from etl.encode.lanes import TIMINGS
 from etl.forget.kept_out import read_stay_out
 from etl.intake.table_lists import is_table, pin_table
@@ -160,6 +161,8 @@ class Project:
 
     def parts(self, stage: Stage, dataset: str, settings: StageConfig | None = None) -> list[tuple[Stage, StageConfig]]:
         """A stage with its settings resolved, and what makes the same pass."""
+        if stage is image_signals.STAGE:
+            return self._image_models(dataset)
         config = self._resolved(stage, dataset, settings or getattr(self.config.stages, stage.name))
         return [(stage, config), *(self._same_pass(config, dataset) if stage is embed.STAGE else [])]
 
@@ -167,9 +170,13 @@ class Project:
         """What else looks at the pixels that `embed` decodes."""
         found = [encoder_folder(encoder, self.say) for encoder in self.config.more_encoders.values()]
         parts = [(embed.STAGE, config.model_copy(update=naming(*encoder))) for encoder in found]
-        if self.config.image_model and self.config.datasets[dataset].kind in image_signals.STAGE.kinds:
-            parts.append((image_signals.STAGE, self._resolved(image_signals.STAGE, dataset, image_signals.Config())))
+        if self.config.datasets[dataset].kind in image_signals.STAGE.kinds:
+            parts += self._image_models(dataset)
         return parts
+
+    def _image_models(self, dataset: str) -> list[tuple[Stage, StageConfig]]:
+        settings = [image_signals.Config(model=name) for name in self.config.image_models]
+        return [(image_signals.STAGE, self._resolved(image_signals.STAGE, dataset, each)) for each in settings]
 
     def run_all(self, stages: Sequence[str] = (), datasets: Sequence[str] = ()) -> list[StageRun]:
         """Stage by stage, each on all datasets of its kinds: decontamination needs every evaluation set ingested.
@@ -195,7 +202,7 @@ class Project:
     @property
     def _idle_stages(self) -> dict[str, str]:
         """Stages that the config has no use for -> what they want: vectors are made or came with the release."""
-        idle = {} if self.config.image_model else {"image_signals": "an image_model"}
+        idle = {} if self.config.image_models else {"image_signals": "image_models, such as [open_nsfw]"}
         if not self.config.stages.face_boxes.column:  # type: ignore[attr-defined]
             idle["face_boxes"] = "stages.face_boxes.column, such as face_bboxes"
         for name in ("dedup_semantic", "decontaminate_semantic"):
@@ -214,10 +221,10 @@ class Project:
             known |= {"shards_root": folder_of(source.shards) if source.shards else "", "metadata": source.metadata}
         if "web_folder" in wanted:
             known["web_folder"] = str(self.web_folder(dataset))
-        if stage is image_signals.STAGE:
+        if isinstance(settings, image_signals.Config):
             same = self.config.stages.embed  # type: ignore[attr-defined]
             known |= {name: getattr(same, name) for name in embed.PassConfig.model_fields if name not in known}
-            known |= image_model(self.say)
+            known |= image_models.fetched(settings.model, self.say)
         if "lexicon_name" in wanted:
             known["lexicon_name"] = read_lexicon(self.config.stages.signals.lexicon).name  # type: ignore[attr-defined]
         if "encoder_version" in wanted:

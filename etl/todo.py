@@ -87,8 +87,8 @@ class Todo:
                 seen.add(plan.base.key)
                 after = tuple(dict.fromkeys(n for n, d, where, by in busy if _reads(plan, d, where, by)))
                 standing = self._standing(plan, dataset, after)
-                if part is stage and config is not parts[0][1]:  # the vectors of another encoder
-                    standing = replace(standing, stage=f"{part.name} {plan.base.slice['encoder']}")
+                if config is not next(first for other, first in parts if other is part):  # another encoder, or model
+                    standing = replace(standing, stage=f"{part.name} {plan.base.slice[part.writes[0].sliced_by[0]]}")
                 if standing.runs:
                     busy.append((f"{standing.stage}.{dataset}", dataset, plan.base.slice, part))
                 found.append(standing)

@@ -17,9 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from models.onnx_session import WEIGHTS, open_session
 from models.records import Record, check_files, sha256_file, whole_folder
-
-WEIGHTS = "model.onnx"
 
 Pixels = NDArray[np.uint8]
 
@@ -86,15 +85,7 @@ class NsfwReader:
         """
         record = NsfwRecord.read(folder)
         check_files(folder, {WEIGHTS: record.weights_sha256})
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = num_threads
-        providers: list[Any] = ["CPUExecutionProvider"]
-        if device.startswith("cuda") and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-            number = int(device.partition(":")[2] or 0)
-            providers.insert(0, ("CUDAExecutionProvider", {"device_id": number}))
-        return cls(onnxruntime.InferenceSession(folder / WEIGHTS, options, providers=providers), record)
+        return cls(open_session(folder / WEIGHTS, device, num_threads=num_threads), record)
 
     def run(self, prepared: Sequence[Pixels]) -> NDArray[np.float32]:
         """Scores, 0 to 1, higher is less safe: float32, shape N. The batch that a picture is in does not change it.

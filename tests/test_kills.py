@@ -145,7 +145,7 @@ def two_shards(tmp_path, tiny_corpus):
     def make(name: str) -> Project:
         pool = {"datasets.pool.corpus": "null", "datasets.pool.shards": f"{tiny_corpus}/0000[01].tar"}
         settings = {**pool, "output": tmp_path / name, "stages.embed.chunk_rows": CHUNK, "stages.ingest.chunk_rows": 1}
-        settings["image_model"] = "open_nsfw"  # in embed's pass, with commits of its own
+        settings["image_models"] = "[open_nsfw, centerface]"  # in embed's pass, with commits of its own
         settings["stages.dedup_semantic.is_on"] = True
         return Project(load(["tiny"], [f"{key}={value}" for key, value in settings.items()]))
 

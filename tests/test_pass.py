@@ -1,8 +1,10 @@
 """One decode, many readers: two encoders share each chunk's pass, and their tables are those of runs of their own."""
 
+import json
 import os
 import signal
 import sys
+import tarfile
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,14 +14,20 @@ from helpers import picture, places, write_shard
 from pyspark import cloudpickle
 from test_models_encoder import tiny_clip
 
+from etl.cache import cache_folder
 from etl.config import load
-from etl.encode.encoders import image_model
 from etl.encode.gpu import Pass, make_pass
+from etl.encode.image_models import fetched
 from etl.encode.readers import EncoderSpec
+from etl.export.export import export_selection
 from etl.project import Project
-from etl.stages import embed, image_signals, ingest
+from etl.samples.packages import fetch_package
+from etl.stages import embed, image_signals, ingest, listed
 from etl.tables import EMBEDDINGS, IMAGE_SIGNALS, PAIRS, RUNS
+from models import faces
+from models.data import uid_to_u8
 from models.encoder import Encoder
+from models.faces import FaceReader
 from models.images import decode_rgb
 from models.nsfw import NsfwReader, prepare
 
@@ -113,13 +121,14 @@ def assert_vectors_are_those_of_the_encoder_alone(project, record, folder, shard
         assert row["cosine"] == pytest.approx(float(image_I @ text_T), abs=1e-6)
 
 
-def nsfw_scores(project) -> dict[str, float]:
-    return {row["uid"]: row["nsfw_score"] for row in project.store.read("pool", IMAGE_SIGNALS).collect()}
+def said_of_pictures(project, model: str, signal: str) -> dict:
+    rows = project.store.read("pool", IMAGE_SIGNALS, where={"model": model}).collect()
+    return {row["uid"]: row[signal] for row in rows}
 
 
 def scores_of_the_model_alone(project, shards) -> dict[str, float]:
-    reader = NsfwReader.load(image_model(print)["model_folder"])
-    wanted = dict.fromkeys(nsfw_scores(project))
+    reader = NsfwReader.load(fetched("open_nsfw", print)["model_folder"])
+    wanted = dict.fromkeys(said_of_pictures(project, "open_nsfw", "nsfw_score"))
     for uid, data in image_bytes(project, shards).items():
         (score,) = reader.run([prepare(np.asarray(decode_rgb(data)), reader.record)])
         wanted[uid] = float(score)
@@ -127,24 +136,56 @@ def scores_of_the_model_alone(project, shards) -> dict[str, float]:
 
 
 @pytest.mark.slow
-def test_three_models_share_one_pass_and_each_has_the_table_of_a_run_of_its_own(project, encoders, passes, shards):
-    together = project(0, 1, image_model="open_nsfw")
+def test_four_models_share_one_pass_and_each_has_the_table_of_a_run_of_its_own(project, encoders, passes, shards):
+    together = project(0, 1, image_models="[open_nsfw, centerface]")
     together.run(ingest.STAGE, "pool")
     together.run(embed.STAGE, "pool")
-    assert passes == [3] * NUM_SHARDS
-    assert [run.num_rows_by_status for run in together.runs[-3:]] == [{"ok": 33, "decode_error": 3}] * 3
+    assert passes == [4] * NUM_SHARDS
+    assert [run.num_rows_by_status for run in together.runs[-4:]] == [{"ok": 33, "decode_error": 3}] * 4
     assert together.run(image_signals.STAGE, "pool").is_up_to_date
     for encoder in encoders:
         assert_vectors_are_those_of_the_encoder_alone(together, *encoder, shards)
-    assert nsfw_scores(together) == pytest.approx(scores_of_the_model_alone(together, shards), abs=1e-6)
+    found = said_of_pictures(together, "open_nsfw", "nsfw_score")
+    assert found == pytest.approx(scores_of_the_model_alone(together, shards), abs=1e-6)
+    boxes = said_of_pictures(together, "centerface", "face_boxes")  # of noise
+    assert boxes == {uid: None if score is None else [] for uid, score in found.items()}
 
     passes.clear()
-    again = project(0, 1, image_model="open_nsfw")
+    again = project(0, 1, image_models="[open_nsfw, centerface]")
     again.run(embed.STAGE, "pool")
-    assert [run.is_up_to_date for run in again.runs] == [True, True, True]
+    assert [run.is_up_to_date for run in again.runs] == [True, True, True, True]
     assert passes == []
     facts = [row["facts_json"] for row in together.store.read("", RUNS).where("name = 'embed'").collect()]
     assert all("decode_seconds" in fact for fact in facts)
+
+
+@pytest.mark.slow
+def test_faces_that_the_pass_found_are_gone_from_an_export(project, tmp_path):
+    """A page with twelve press photographs, and a picture of noise."""
+    (page,) = fetch_package("python-sklearn-doc", cache=cache_folder()).glob("**/_images/plot_face_recognition_1.png")
+    samples = {"faces": {"png": page.read_bytes()}, "noise": {"png": picture(0, (90, 60))}}
+    write_shard(tmp_path / "in" / "a.tar", {key: {**image, "txt": key.encode()} for key, image in samples.items()})
+    only = {"datasets.pool.shards": f"{tmp_path}/in/*.tar", "output": tmp_path / "out"}
+    own = project(0, image_models="[centerface]", **only)
+    own.run(ingest.STAGE, "pool")
+    own.run(embed.STAGE, "pool")
+    uids = {row["text"]: row["uid"] for row in own.store.read("pool", PAIRS).collect()}
+    boxes = said_of_pictures(own, "centerface", "face_boxes")
+    assert (len(boxes[uids["faces"]]), boxes[uids["noise"]]) == (12, [])
+
+    np.save(tmp_path / "list.npy", uid_to_u8(list(uids.values())))
+    run = own.runner.run(listed.STAGE, "pool", listed.of_list(tmp_path / "list.npy", "mine"))
+    how = {"shards_root": str(tmp_path / "in"), "blur_faces": True}
+    export_selection(own.store, "pool", str(run.slice["selection_id"]), tmp_path / "export", **how)
+    with tarfile.open(tmp_path / "export" / "00000.tar") as tar:
+        found = {text: tar.extractfile(f"{uid}.png").read() for text, uid in uids.items()}
+    assert found["noise"] == samples["noise"]["png"]
+    reader = FaceReader.load(fetched("centerface", print)["model_folder"])
+    seen = [np.asarray(decode_rgb(data)) for data in (samples["faces"]["png"], found["faces"])]
+    before, after = reader.run([faces.prepare(rgb, reader.record) for rgb in seen])
+    assert (len(before), after) == (12, [])
+    facts = json.loads((tmp_path / "export" / "manifest.json").read_text())["blur_faces"]
+    assert (facts["num_pairs_with_faces"], facts["num_pairs_not_looked_at"]) == (1, 0)
 
 
 @pytest.mark.slow

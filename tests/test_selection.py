@@ -382,6 +382,21 @@ def test_an_image_model_can_exclude(spark):
     assert kept_numbers(rows) == [1, 2, 3] and facts["num_rows_by_status"]["nsfw"] == 1
 
 
+def test_a_rule_can_count_faces_of_which_the_model_that_sees_most_is_heard(spark):
+    pairs = [{"uid": uid(n), "status": "ok"} for n in range(5)]
+    face = [0.0, 0.0, 0.5, 0.5]
+    boxes = ((0, "a", []), (0, "b", [face]), (1, "a", [face, face]), (2, "a", []), (2, "b", None), (3, "b", None))
+    image_signals = [{"uid": uid(n), "model": m, "face_boxes": found, "nsfw_score": 0.0} for n, m, found in boxes]
+
+    def kept(**test):
+        config = Config(
+            where=Condition(of="num_faces", **test), keep=Keep(all=True), exclude=Exclude(contaminated=False)
+        )
+        return kept_numbers(selected(spark, config, pairs, image_signals=image_signals)[1])
+
+    assert (kept(at_most=0), kept(at_least=1), kept(above=1)) == ([2], [0, 1], [1])
+
+
 ROWS = st.lists(
     st.tuples(
         st.sampled_from(["ok", "ok", "ok", "decode_error"]),

@@ -14,7 +14,7 @@ NAMED = re.compile(rf"{FULL}: '([^']+)'|(?:FileNotFoundException|FileSystemExcep
 MISSING = re.compile(r"No module named '(\w+)")
 EXTRAS = {
     "spark": ("pyspark",),
-    "train": ("torch", "torchvision", "open_clip", "timm", "transformers", "onnxruntime", "webdataset"),
+    "train": ("torch", "torchvision", "open_clip", "timm", "transformers", "onnx", "onnxruntime", "webdataset"),
     "web": ("aiohttp", "fastwarc", "protego", "resiliparse"),
     "s3": ("s3fs",),
     "corpora": ("resvg_py",),

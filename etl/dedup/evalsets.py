@@ -70,7 +70,7 @@ def keeper(project: Project, sources: Mapping[str, str]) -> Project:
     store = store_of(project)
     update: dict[str, Any] = {
         "datasets": {name: DatasetConfig(kind="eval", shards=source) for name, source in sources.items()},
-        "tables": store.root, "evalsets": EvalSetsConfig(use=()), "more_encoders": {}, "image_model": None,
+        "tables": store.root, "evalsets": EvalSetsConfig(use=()), "more_encoders": {}, "image_models": (),
     }  # fmt: skip
     made = dataclasses.replace(project, config=project.config.model_copy(update=update), runs=[])
     vars(made)["store"] = store  # the session runs

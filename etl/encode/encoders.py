@@ -1,4 +1,4 @@
-"""The configured models of the pass as folders: fetched, built once, kept in the cache. Touches the cache."""
+"""The configured encoders as folders: fetched, built once, kept in the cache. Touches the cache."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from etl.cache import cache_folder
 from etl.encode.encoder_config import EncoderConfig
 from etl.samples import corpora
 from etl.stage import UserError, digest
-from models import nsfw
 from models.canary import CANARIES
 from models.published import PUBLISHED
 from models.records import RECORD, EncoderRecord, Precision, VectorsRecord, whole_folder
@@ -48,15 +47,6 @@ def encoder_folder(config: EncoderConfig, say: Callable[[str], None]) -> tuple[V
         say(f"building encoder {name}")
         _build(config, out, say)
     return EncoderRecord.read(out), out
-
-
-def image_model(say: Callable[[str], None]) -> dict[str, Any]:
-    """The fields by which a stage's config names open_nsfw, in a folder built once and kept in the cache."""
-    out = cache_folder() / "encoders" / "open_nsfw"
-    if not (out / RECORD).exists():
-        nsfw.build(corpora.fetch_weights("open_nsfw", say=say), out)
-    record = nsfw.NsfwRecord.read(out)
-    return {"model": record.name, "model_version": record.version, "model_folder": out}
 
 
 def _build(config: EncoderConfig, out: Path, say: Callable[[str], None]) -> None:

@@ -1,6 +1,6 @@
 """The encoder as a model of the pass: how it travels to executors, and what it makes of images and captions there.
 
-Touches the encoder's folder (reads). Another model is one more pair of classes like these: see `stages/image_signals`.
+Touches the encoder's folder (reads). Another model is one more pair of classes like these: see `image_models.py`.
 """
 
 from __future__ import annotations

@@ -39,7 +39,8 @@ def find_faces(store: Store, dataset: str, chosen: DataFrame) -> Faces:
     models = [] if looked is None else looked.select("model", "model_version").distinct().orderBy("model").collect()
     if looked is None or not models:
         raise UserError(
-            "--blur-faces: wanted face boxes in image_signals; found none; fix: stages.face_boxes.column, of a release"
+            "--blur-faces: wanted face boxes in image_signals; found none; fix: image_models: [centerface], or "
+            "stages.face_boxes.column of a release"
         )
     # Sorted, so that the same boxes give the same bytes.
     all_of = F.array_sort(F.array_distinct(F.flatten(F.collect_list("face_boxes"))))

@@ -84,7 +84,7 @@ def prepared(project: Project, out: Path) -> Project:
     shards = DatasetConfig(kind="pool", shards=f"{folder}/*.tar")
     update: dict[str, Any] = {
         "output": str(out), "tables": "", "tracking_uri": "", "datasets": {**known, pools[0]: shards},
-        "evalsets": EvalSetsConfig(use=()), "more_encoders": {}, "image_model": None,
+        "evalsets": EvalSetsConfig(use=()), "more_encoders": {}, "image_models": (),
     }  # fmt: skip
     return replace(project, config=config.model_copy(update=update), runs=[])
 

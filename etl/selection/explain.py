@@ -19,7 +19,7 @@ CLOSEST = ("sha256", "phash", "semantic")
 SHOWN: tuple[tuple[Table, tuple[str, ...]], ...] = (
     (PAIRS, ("status", "status_reason", "url", "text", "source", "shard", "image_format", "width_px", "height_px")),
     (SIGNALS, ("language", "language_confidence", "nsfw_text_score", "num_words", "num_chars", "aspect_ratio")),
-    (IMAGE_SIGNALS, ("model", "model_version", "nsfw_score", "status")),
+    (IMAGE_SIGNALS, ("model", "model_version", "nsfw_score", "face_boxes", "status")),
     (DUPLICATES, ("method", "group_uid", "distance")),
     (CONTAMINATED, ("eval_set", "method", "distance")),
     (EMBEDDINGS, ("encoder", "encoder_version", "cosine", "status", "status_reason")),

@@ -51,8 +51,8 @@ def gather(config: Config, pairs: DataFrame, signals: DataFrame | None, image_si
         own = [COLUMNS[name].column().alias(f"of_{name}") for name in config.reads("signals")]
         found = found.join(signals.select("uid", *own), on="uid", how="left")
     if image_signals is not None:
-        worst = image_signals.groupBy("uid").agg(F.max("nsfw_score").alias("of_nsfw_score"))
-        found = found.join(worst, on="uid", how="left")
+        worst = [F.max(COLUMNS[name].column()).alias(f"of_{name}") for name in config.reads("image_signals")]
+        found = found.join(image_signals.groupBy("uid").agg(*worst), on="uid", how="left")
     for name, (filter_, version) in sorted(config.scored_by.items()):
         own_scores = scores.where((F.col("filter") == filter_) & (F.col("filter_version") == version))  # type: ignore[union-attr]
         score = F.when((F.col("status") == "ok") & (F.abs("score") < math.inf), F.col("score").cast("double"))

@@ -44,6 +44,10 @@ def _num_fasttext_tokens() -> Column:
     return F.regexp_count("text", F.lit(r"[^ \t\n\x0b\f\r\x00]+")) + F.regexp_count("text", F.lit(r"\n"))
 
 
+def _num_faces() -> Column:
+    return F.when(F.col("face_boxes").isNotNull(), F.size("face_boxes"))
+
+
 COLUMNS: dict[str, Known] = {
     **_plain("pairs", "string", "source", "image_format", "url"),
     **_plain("pairs", "number", "width_px", "height_px", "size_bytes"),
@@ -52,10 +56,11 @@ COLUMNS: dict[str, Known] = {
     "num_fasttext_tokens": Known("pairs", "number", _num_fasttext_tokens),
     **_plain("signals", "string", "language"),
     **_plain("signals", "number", "language_confidence", "num_words", "num_chars", "nsfw_text_score"),
-    "nsfw_score": Known("image_signals", "number", lambda: F.col("nsfw_score")),
+    **_plain("image_signals", "number", "nsfw_score"),
+    "num_faces": Known("image_signals", "number", _num_faces),
     **_plain("pairs", "caption", "text"),
 }
-"""Name in a rule -> what it is. `nsfw_score` is the highest that any model gave."""
+"""Name in a rule -> what it is. Of `nsfw_score` and `num_faces` the highest that any model gave."""
 GROUPS = tuple(name for name, known in COLUMNS.items() if known.kind == "string" and name != "url")
 """What quotas can be per."""
 FLOATS = ("language_confidence", "nsfw_score", "nsfw_text_score")

