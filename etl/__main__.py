@@ -35,7 +35,7 @@ from models.records import RegistryError, WeightsError
 COMMANDS = (ask, evalset, evaluate, evidence, forget, plan, promote, report, selecting, selftest, train, work)
 """They joined the app when they were imported."""
 PANELS = {
-    "The main job": ("run", "loop", "select", "export", "promote", "backfill", "sync"),
+    "The main job": ("run", "retry", "loop", "select", "export", "promote", "backfill", "sync"),
     "How things stand": ("status", "growth", "verify", "plan", "doctor", "selftest"),
     "Why": ("filters", "diff", "explain", "lineage", "report"),
     "Models and evaluation": ("train", "evaluate", "evalset", "evidence", "corpora"),

@@ -113,7 +113,9 @@ def kept_of(spark, name, table, *overrides):
 
 
 @pytest.mark.parametrize(
-    "name", ["no_filter", "basic_filter", "clip_score", "laion2b", "image_based", "image_based_clip_score"]
+    "name",
+    ["basic_filter", "image_based_clip_score"]
+    + [pytest.param(name, marks=pytest.mark.slow) for name in ("no_filter", "clip_score", "laion2b", "image_based")],
 )
 def test_a_baseline_keeps_what_datacomps_code_keeps(spark, table, name):
     wanted = by_datacomp(name, table)

@@ -27,6 +27,7 @@ from etl.stages import collect, download, ingest
 from etl.store import Store
 from etl.tables import CANDIDATES, CRAWL_FILES, FETCHES, INPUTS, PAIRS
 from etl.web.fetch_shards import ShardSink, noted, take_over
+from etl.web.retry import retry
 from models.images import inspect, sha256_hex
 
 
@@ -86,6 +87,7 @@ def web(spark, tmp_path_factory):
         yield site, project, folder
 
 
+@pytest.mark.slow
 def test_candidates_are_those_of_the_pages_each_uid_once(web):
     site, project, _ = web
     rows = project.store.read("pool", CANDIDATES).collect()
@@ -101,6 +103,7 @@ def test_candidates_are_those_of_the_pages_each_uid_once(web):
     assert {row["alt_raw"] for row in rows if "WAT" in row["text"]} == {'from a "WAT"'}
 
 
+@pytest.mark.slow
 def test_every_file_has_a_line_and_every_element_a_status(web):
     _, project, _ = web
     rows = project.store.read("pool", CRAWL_FILES).collect()
@@ -115,6 +118,7 @@ def test_every_file_has_a_line_and_every_element_a_status(web):
     assert [line for line in project.has_partial_inputs() if "b.warc.gz: cut" in line]
 
 
+@pytest.mark.slow
 def test_every_candidate_has_one_fetch_with_its_status(web):
     site, project, _ = web
     rows = project.store.read("pool", FETCHES).collect()
@@ -133,6 +137,7 @@ def test_every_candidate_has_one_fetch_with_its_status(web):
     assert {row["num_attempts"] for row in rows if row["status"] == "connect_error"} == {3}
 
 
+@pytest.mark.slow
 def test_what_is_stored_is_ingested_with_uid_url_and_caption(web):
     site, project, folder = web
     fetched = {row["uid"]: row for row in project.store.read("pool", FETCHES).where("status = 'ok'").collect()}
@@ -171,6 +176,47 @@ def test_run_again_nothing_is_asked_for_and_a_new_file_costs_what_is_new(web):
     assert [run.num_rows_written for run in done] == [1, 1, 1]
     assert sorted(path for _, path in site.requests) == ["/.well-known/tdmrep.json", "/5.png", "/robots.txt"]
     assert ("new", "ok") in rows_of(fresh.store.read("pool", PAIRS), "text", "status")
+
+
+@pytest.mark.slow
+def test_what_failed_and_may_pass_is_fetched_once_more_and_nothing_else(spark, tmp_path):
+    answers = {"/good.png": image(picture(1)), "/cut": hang_up, "/busy.png": status(503), "/page": status(200, b"no")}
+    names = [*(path[1:] for path in answers), "gone.png"]
+    with serving(Site(answers)) as site:
+        write_crawl(tmp_path / "crawl/a.warc.gz", page(f"{site.url}/one", imgs(*((n, f"of {n}") for n in names))))
+        project = project_of(tmp_path, Store(spark, str(tmp_path / "tables")), **{"stages.download.chunk_rows": 1})
+        with pytest.raises(UserError, match="retry: wanted downloads of pool; found none"):
+            retry(project, "pool")
+        stages = (collect.STAGE, download.STAGE, ingest.STAGE)
+        for stage in stages:
+            project.run(stage, "pool")
+        before = {row["url"].rpartition("/")[2]: row for row in project.store.read("pool", FETCHES).collect()}
+        assert {name: row["status"] for name, row in before.items()} == {
+            "good.png": "ok", "cut": "connect_error", "busy.png": "http_error", "page": "not_an_image",
+            "gone.png": "http_error",
+        }  # fmt: skip
+        with pytest.raises(UserError, match="--status: wanted a status of fetches that is not ok; found ok"):
+            retry(project, "pool", ["ok"])
+        site.requests.clear()
+        site.answers |= {"/cut": image(picture(2)), "/busy.png": image(picture(3)), "/gone.png": image(picture(4))}
+        done = retry(project, "pool")
+        assert done == {"tried": {"connect_error": 1, "http_error": 1}, "now": {"ok": 2}}
+        asked = {path for _, path in site.requests}
+        assert asked - {"/robots.txt", "/.well-known/tdmrep.json"} == {"/cut", "/busy.png"}
+        assert retry(project, "pool") == {"tried": {}, "now": {}}
+        again = [project.run(stage, "pool") for stage in stages]
+        assert [run.num_rows_written for run in again] == [0, 0, 2]  # only the new shard is read
+        assert retry(project, "pool", ["http_error"]) == {"tried": {"http_error": 1}, "now": {"ok": 1}}
+        project.run(ingest.STAGE, "pool")
+        after = {row["url"].rpartition("/")[2]: row for row in project.store.read("pool", FETCHES).collect()}
+        assert {name: row["status"] for name, row in after.items()} == {
+            **dict.fromkeys(names, "ok"),
+            "page": "not_an_image",
+        }
+        assert [after[name] for name in ("good.png", "page")] == [before[name] for name in ("good.png", "page")]
+        pairs = project.store.read("pool", PAIRS).where("status = 'ok'").collect()
+        assert {row["text"] for row in pairs} == {f"of {name}" for name in names} - {"of page"}
+        assert len(pairs) == 4
 
 
 def test_the_stages_of_the_web_are_not_run_without_a_crawl(spark, tmp_path):

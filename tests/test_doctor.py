@@ -27,6 +27,7 @@ def doctor(tmp_path, mlflow_uri) -> Doctor:
     return Doctor(Project(load([], settings)), num_tasks=3)
 
 
+@pytest.mark.slow
 def test_every_part_is_looked_at_and_what_fails_stops_no_other(spark, doctor, tmp_path, mlflow_uri):
     found = {check.name: check for check in doctor.checks()}
     assert list(found) == ["driver", "spark", "tables", "executors", "code", "gpus", "data pool", "data gone",

@@ -195,6 +195,7 @@ def test_a_crash_of_the_decoder_costs_one_row():
     assert all(np.array_equal(f[0], w) for f, w in zip(found[:6], wanted, strict=True) if isinstance(f, tuple))
 
 
+@pytest.mark.slow
 def test_the_child_ends_with_its_parent_and_on_close():
     child = ChildDecoder(decode_for_sizes)
     assert child(picture())[0].shape == (3, 6, 8)

@@ -289,6 +289,7 @@ def md5(url: str, text: str) -> str:
     return hashlib.md5(f"{url}\0{text}".encode()).hexdigest()
 
 
+@pytest.mark.slow
 def test_metadata_alone(store, tmp_path):
     datacomp = pd.DataFrame({
         "uid": [uid(1), uid(2)], "url": ["http://a/1", None], "text": ["one", "two"], "original_width": [640, 100],

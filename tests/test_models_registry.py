@@ -138,6 +138,7 @@ print(json.dumps([filter, found.to_dict("list"), only_text, direct.tolist()]))
 """
 
 
+@pytest.mark.slow
 def test_registered_models_load_in_a_fresh_process_and_equal_our_own_scoring(registered, tmp_path):
     """Offline, with pickles refused, and from a folder without this project."""
     root, run_id, _ = registered

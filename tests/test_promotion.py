@@ -84,6 +84,7 @@ def test_of_two_gates_against_one_champion_exactly_one_succeeds(promotions, monk
     assert len(promotions.decisions()) == 2
 
 
+@pytest.mark.slow
 def test_a_waiting_decision_is_approved_once_and_a_rollback_undoes_it(promotions):
     assert promotions.align() is None and promotions.tip() == ""
     waiting = promoted("one", verdict=WAITING)

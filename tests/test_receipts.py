@@ -108,6 +108,7 @@ def test_diff_says_who_came_and_went_and_why(grown):
     assert back["left: gone from pool"] == 10 and back["entered: no longer duplicate"] == 1
 
 
+@pytest.mark.slow
 def test_explain_tells_every_verdict_on_a_pair(grown):
     store, first, second = grown
     names = [f"dfn {receipt['selection_id']}" for receipt in (first, second)]
@@ -166,6 +167,7 @@ def test_a_list_comes_back_as_it_was_written_whatever_its_blocks(grown, tmp_path
     assert rows_of(read_list(store.spark, tmp_path / "twice.npy")) == [(uid(5), 2), ("f" * 32, 1)]
 
 
+@pytest.mark.slow
 def test_a_list_is_the_same_however_it_was_cut_into_parts(grown, tmp_path):
     """Sorted whole, each pair as often as it is repeated, with nothing left beside it."""
     store, _, _ = grown

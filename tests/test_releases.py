@@ -142,6 +142,7 @@ def test_img2datasets_tars_with_the_parquet_files_beside_them(spark, tmp_path):
                       "00000.parquet": ("ok", known), "00001.parquet": ("ok", known)}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_table_with_image_bytes_and_with_links(spark, tmp_path):
     """Its data files are the inputs: of an append the new rows come."""
     table = f"table:{tmp_path}/t"

@@ -102,7 +102,9 @@ def test_only_new_rows_are_done_when_the_input_grew_also_within_a_shard(words):
     assert (done.num_rows_in, done.num_rows_written, progress[-1]) == (7, 2, 7)
 
 
-@pytest.mark.parametrize("change", [{"config": {"factor": 10}}, {"stage": replace(ROWS, version=2)}])
+@pytest.mark.parametrize(
+    "change", [{"config": {"factor": 10}}, pytest.param({"stage": replace(ROWS, version=2)}, marks=pytest.mark.slow)]
+)
 def test_rows_of_other_config_or_code_are_replaced(words, change):
     run(words)
     done, _ = run(words, change.get("stage", ROWS), **change.get("config", {}))

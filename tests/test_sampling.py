@@ -206,6 +206,7 @@ def balanced(spark, path, t, seed, partitions=None):
     return facts, [int(row[1], 16) for row in rows]
 
 
+@pytest.mark.slow
 def test_head_entries_are_thinned_and_tail_entries_are_kept(spark, tmp_path):
     path = tmp_path / "entries.txt"
     path.write_text("photo\nfox\n\ntench\nunicorn\nphoto\n")

@@ -296,6 +296,7 @@ def test_a_bound_is_met_by_the_same_number_in_a_table_of_floats(spark):
     assert judged_by(spark, {"of": "dfn", "at_most": 0.1}, pairs, **known) == [1]
 
 
+@pytest.mark.slow
 def test_a_share_within_a_condition_is_of_the_whole_pool(spark):
     """`ties: all` is DataComp's: the threshold is the value at index int(n * fraction), and all not below are kept."""
     values = [0.9, 0.8, 0.8, 0.8, 0.5, 0.4, None, 0.3, 0.2, 0.1]
@@ -410,7 +411,7 @@ ROWS = st.lists(
 
 
 @given(rows=ROWS, fraction=st.sampled_from([0.1, 0.34, 0.5, 1.0]), seed=st.integers(0, 2**32))
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example(rows=[], fraction=0.5, seed=0)
 @example(rows=[("ok", 0.25, False, 4, "en")], fraction=1.0, seed=0)
 def test_any_pool_is_cut_as_a_sort_cuts_it_and_every_exclusion_is_honoured(spark, rows, fraction, seed):

@@ -129,7 +129,7 @@ def test_nothing_to_find(spark):
     assert found(spark, ROWS[:1], Config()) == []
 
 
-@pytest.mark.parametrize("part_rows", [50_000, 700])
+@pytest.mark.parametrize("part_rows", [pytest.param(50_000, marks=pytest.mark.slow), 700])
 def test_a_third_of_one_image_is_one_group(spark, part_rows, monkeypatch):
     """F15: and its members get their distances where they lie."""
     monkeypatch.setattr(dedup_semantic, "MANY", 100)

@@ -1,4 +1,4 @@
-"""`dfn corpora`, `run` and `loop`: what brings a pool, its tables and a round up to date."""
+"""`dfn corpora`, `run`, `retry` and `loop`: what brings a pool, its tables and a round up to date."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from etl.commands.cli import PARTIAL, Conf, Json, Quiet, Set, State, app, configured
+from etl.commands.cli import PARTIAL, Conf, Dataset, Json, Quiet, Set, State, app, configured, dataset_of
 from etl.console import Reporter, emit
 from etl.samples.corpora import SOURCES, CorpusSpec, build
 from etl.stage import UserError
@@ -51,6 +51,26 @@ def run(
         runs = project.run_all(stage, dataset)
         emit({f"{r.stage}.{r.dataset}": _outcome(r) for r in runs} | _served(project, stage, dataset), as_json=json)
         _exit_if_partial(project, dataset)
+
+
+@app.command()
+def retry(
+    conf: Conf = ["local"],  # noqa: B006
+    override: Set = [],  # noqa: B006
+    dataset: Dataset = "",
+    status: Annotated[
+        list[str],
+        typer.Option(help="Of fetches, such as http_error; default: those that may pass."),
+    ] = [],  # noqa: B006
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fetch once more what failed in a finished download: no connection, no answer in time, half an answer, and answers
+    408, 425, 429 and 5xx. Then `dfn run` ingests what came."""
+    with configured(conf, override, quiet) as project:
+        from etl.web.retry import retry as try_again
+
+        emit(try_again(project, dataset_of(project, dataset), status), as_json=json)
 
 
 def _served(project: Any, stages: list[str], datasets: list[str]) -> dict[str, Any]:
