@@ -21,10 +21,11 @@ import pyspark
 from etl.cache import cache_folder, made
 from etl.stage import UserError, digest
 
-DELTA_IS_FOR = "4.2"
-"""The Spark of local sessions. On a cluster, on Databricks and under spark-submit Delta is theirs."""
-DELTA_PACKAGE = f"io.delta:delta-spark_{DELTA_IS_FOR}_2.13:4.4.0"
-JARS = {
+JARS_4_0 = {
+    "io.delta_delta-spark_2.13-4.0.0.jar": "538511702aae0ef6973a6a70af3d4543c9009f8edbed786a00737e2d3cd7f04e",
+    "io.delta_delta-storage-4.0.0.jar": "9bdb9fb450f1e119eba53feb427f331b0d09072d26485b8273883ad72c9a2e1d",
+}
+JARS_4_2 = {
     "io.delta_delta-kernel-api-4.4.0.jar": "ee9b5a14ac3b7efdff4d61a58478fe8eb0e5a3fbca43889dca7290795fe79a11",
     "io.delta_delta-kernel-defaults-4.4.0.jar": "225c975199e4718b38ee5b7e6da7f19e9585024262b2cec2656b32151a856b0b",
     "io.delta_delta-kernel-unitycatalog-4.4.0.jar": "cea22dfb4ac562b3cd27bf652697750e8336009d73fb06631363aaaad5345ffa",
@@ -33,7 +34,12 @@ JARS = {
     "io.unitycatalog_unitycatalog-client-0.6.0.jar": "48257499a86b801a3e2372cec55ac226ca1c1c7eabe5c118e7302f29a1fdbc19",
     "io.unitycatalog_unitycatalog-hadoop-0.6.0.jar": "c47b63c961c87102b9e1d63809a0915ba4c86b7652f57c8d39ca3a05b441a150",
 }
-"""What DELTA_PACKAGE brings, less SPARK_HAS: name -> sha256. Ivy itself trusts what the repository says of a file."""
+DELTAS = {
+    "4.0": ("io.delta:delta-spark_2.13:4.0.0", JARS_4_0),
+    "4.2": ("io.delta:delta-spark_4.2_2.13:4.4.0", JARS_4_2),
+}
+"""Spark of local sessions -> Delta's package, and what that brings, less SPARK_HAS: name -> sha256, since Ivy itself
+trusts what the repository says of a file. On a cluster, on Databricks and under spark-submit Delta is theirs."""
 SPARK_HAS = (
     "org.apache.hadoop:hadoop-client-api", "org.apache.hadoop:hadoop-client-runtime",
     "org.apache.parquet:parquet-hadoop", "org.apache.parquet:parquet-column", "org.apache.parquet:parquet-common",
@@ -41,7 +47,8 @@ SPARK_HAS = (
     "org.apache.logging.log4j:log4j-slf4j2-impl", "org.slf4j:slf4j-api",
     "com.fasterxml.jackson.core:jackson-core", "com.fasterxml.jackson.core:jackson-databind",
     "com.fasterxml.jackson.core:jackson-annotations", "com.fasterxml.jackson.datatype:jackson-datatype-jdk8",
-    "com.google.code.findbugs:jsr305", "org.roaringbitmap:RoaringBitmap", "org.roaringbitmap:shims",
+    "org.antlr:antlr4-runtime", "org.scala-lang:scala-library", "com.google.code.findbugs:jsr305",
+    "org.roaringbitmap:RoaringBitmap", "org.roaringbitmap:shims",
 )  # fmt: skip
 """What Delta names and Spark ships: leaving it out makes 13 MB of 87, and keeps one version on the class path."""
 QUIET = "-Xlog:cds=off -Xlog:cds+dynamic=off -Xlog:class+path=off"
@@ -50,17 +57,23 @@ EXIT_SECONDS = 120
 """For a JVM to write its archive."""
 
 
+def delta() -> tuple[str, dict[str, str]]:
+    """Delta's package for this Spark, and its jars: name -> sha256. Raises UserError for a Spark that is not tried."""
+    version = pyspark.__version__
+    if found := DELTAS.get(".".join(version.split(".")[:2])):
+        return found
+    raise UserError(
+        f"wanted pyspark {' or '.join(DELTAS)}, whose Delta is known here; found {version}; "
+        f"fix: pip install 'pyspark=={max(DELTAS)}.*', or spark-submit with the --jars of your own Delta"
+    )
+
+
 def delta_jars(cache: Path | None = None) -> list[Path]:
     """Delta's jars, fetched once by Spark's own Ivy: resolving them at each start would take 15 to 30 s.
 
-    Raises UserError for another Spark than theirs.
+    Raises UserError for a Spark that is not tried.
     """
-    if not pyspark.__version__.startswith(f"{DELTA_IS_FOR}."):
-        raise UserError(
-            f"wanted pyspark {DELTA_IS_FOR}, which {DELTA_PACKAGE} is for; found {pyspark.__version__}; "
-            f"fix: pip install 'pyspark=={DELTA_IS_FOR}.*', or spark-submit with the --jars of your own Delta"
-        )
-    folder = (cache or cache_folder()) / "jars" / DELTA_PACKAGE.replace(":", "-")
+    folder = (cache or cache_folder()) / "jars" / delta()[0].replace(":", "-")
     if not folder.is_dir():
         with filelock.FileLock(f"{made(folder.parent)}/jars.lock"):
             if not folder.is_dir():
@@ -72,7 +85,7 @@ def _fetch_jars(folder: Path) -> None:
     ivy = made(folder.parent / f"ivy-{os.getpid()}")
     code = "from pyspark.sql import SparkSession; SparkSession.builder.getOrCreate().stop()"
     conf = {
-        "spark.jars.packages": DELTA_PACKAGE,
+        "spark.jars.packages": delta()[0],
         "spark.jars.excludes": ",".join(SPARK_HAS),
         "spark.jars.ivy": str(ivy),
         "spark.ui.enabled": "false",
@@ -82,9 +95,7 @@ def _fetch_jars(folder: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     found = list(ivy.glob("jars/*.jar"))
     if done.returncode or not found:
-        raise UserError(
-            f"wanted the jars of {DELTA_PACKAGE} from Maven; found: {done.stderr[-800:]}; fix: check network"
-        )
+        raise UserError(f"wanted the jars of {delta()[0]} from Maven; found: {done.stderr[-800:]}; fix: check network")
     check_jars(found)
     staging = made(folder.with_suffix(f".{os.getpid()}"))
     for jar in found:
@@ -94,13 +105,12 @@ def _fetch_jars(folder: Path) -> None:
 
 
 def check_jars(paths: Iterable[Path]) -> None:
-    """Raises UserError unless these are JARS, byte for byte."""
+    """Raises UserError unless these are the jars of `delta`, byte for byte."""
+    package, wanted = delta()
     found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
-    if wrong := sorted(name for name in found.keys() | JARS.keys() if found.get(name) != JARS.get(name)):
+    if wrong := sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name)):
         told = ", ".join(f"{name} of sha256 {found[name]}" if name in found else f"no {name}" for name in wrong)
-        raise UserError(
-            f"wanted the jars of {DELTA_PACKAGE} as etl/jvm.py has them; found {told}; fix: ask who serves them"
-        )
+        raise UserError(f"wanted the jars of {package} as etl/jvm.py has them; found {told}; fix: ask who serves them")
 
 
 def class_archive() -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -24,6 +25,8 @@ from etl.stage import Slice, Table, UserError, conform, digest, predicate
 
 RETENTION = "interval 400 days"
 """Receipts can be replayed as long: Delta's own defaults would forget after 7 and 30 days."""
+_UTC: dict[str, Any] = {"timezone": "UTC"} if "timezone" in inspect.signature(to_arrow_schema).parameters else {}
+"""Spark 4.0 means it without being told."""
 CHECKPOINT_COMMITS = "50"
 """Delta's own 10 is for commits of many files; ours are few."""
 
@@ -151,7 +154,7 @@ class Store:
     def rows(self, dataset: str, table: Table, rows: Sequence[Sequence[Any]]) -> DataFrame:
         """A few rows of a table, from Python values in the order of its columns; by Arrow, which needs no Spark job."""
         schema = self.schema(dataset, table)
-        arrow = to_arrow_schema(schema, timezone="UTC")
+        arrow = to_arrow_schema(schema, **_UTC)
         columns = zip(*rows, strict=True) if rows else ((),) * len(schema.names)
         arrays = [pa.array(list(column), field.type) for column, field in zip(columns, arrow, strict=True)]
         nullable = pa.schema([field.with_nullable(True) for field in arrow])

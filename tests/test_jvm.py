@@ -26,8 +26,8 @@ def test_a_session_names_the_archive_of_its_java_and_environment(monkeypatch, tm
 
 
 def test_another_spark_than_delta_s_is_told_before_a_jvm_starts(monkeypatch):
-    monkeypatch.setattr(jvm.pyspark, "__version__", "4.0.1")
-    with pytest.raises(UserError, match=r"wanted pyspark 4\.2, .* found 4\.0\.1; fix: pip install 'pyspark==4\.2\.\*'"):
+    monkeypatch.setattr(jvm.pyspark, "__version__", "4.1.3")
+    with pytest.raises(UserError, match=r"wanted pyspark 4\.0 or 4\.2, .* found 4\.1\.3; fix: .* 'pyspark==4\.2\.\*'"):
         jvm.delta_jars()
 
 
