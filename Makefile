@@ -4,10 +4,11 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help set-up demo evidence evidence-full test slow cluster-test demo-test faults soak check audit docs format bench zip wheel corpora clean
+.PHONY: help set-up demo evidence evidence-full test lowest slow cluster-test demo-test faults soak check audit docs format bench zip wheel corpora clean
 
 UV_VERSION := 0.13.9
 VENV := .venv
+LOWEST := .venv-lowest
 STAMP := $(VENV)/.set-up
 BENCH_PARTS := encode select dedup semantic leaks iconify filters train datacomp download
 # PYTHON=/path/to/python3.11 overrides the search; PART, DEVICE, NAMES and ARGS are for bench, corpora and the rest.
@@ -87,6 +88,18 @@ test: set-up ## run the fast tests, in two processes (ARGS="-k word" goes to pyt
 
 slow: set-up ## run the slow tests, hours of two cores: kills, Spark Connect, takedowns (ARGS="--begin-within SECONDS")
 	@$(VENV)/bin/python -m pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+lowest: set-up ## run the fast tests with the lowest version that each range in pyproject.toml allows, in .venv-lowest
+	@mkdir -p build/lowest
+	# What constrains to the tried versions is left out.
+	sed '/^constraint-dependencies = \[/,/^\]/d' pyproject.toml >build/lowest/pyproject.toml
+	.uv/bin/uv pip compile --quiet --resolution lowest-direct --all-extras --no-annotate \
+	    --output-file build/lowest/versions.txt build/lowest/pyproject.toml
+	.uv/bin/uv venv --quiet --allow-existing --python $(VENV)/bin/python $(LOWEST)
+	.uv/bin/uv pip install --quiet --python $(LOWEST)/bin/python -r build/lowest/versions.txt
+	.uv/bin/uv pip install --quiet --no-deps --python $(LOWEST)/bin/python --editable .
+	$(LOWEST)/bin/python -m etl.jvm
+	$(LOWEST)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 cluster-test: set-up ## run the tests on a standalone cluster whose GPUs are addresses only
 	@$(VENV)/bin/python -m pytest -m cluster $(ARGS)
