@@ -1,11 +1,14 @@
-"""Rows that executors' Python hands to Spark, as Arrow: a schema from DDL, and batches of it. Touches nothing."""
+"""Rows that Python hands to Spark, as Arrow: a schema from DDL or Spark's own, and batches of it. Touches nothing."""
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from pyspark.sql.pandas.types import to_arrow_schema
+from pyspark.sql.types import StructType
 
 TYPES = {
     "string": pa.string(), "bigint": pa.int64(), "int": pa.int32(), "float": pa.float32(), "boolean": pa.bool_(),
@@ -16,6 +19,14 @@ TYPES = {
 def schema_of(ddl: str) -> pa.Schema:
     """Of `name type, name type`, the types being keys of TYPES."""
     return pa.schema([(name, TYPES[kind]) for name, kind in (part.split() for part in ddl.split(","))])
+
+
+def in_utc(schema: StructType) -> pa.Schema:
+    """Of a Spark schema, its timestamps in UTC: Spark 4.0 means that without being told."""
+    told: dict[str, Any] = {"timezone": "UTC"}
+    return to_arrow_schema(
+        schema, **{k: v for k, v in told.items() if k in inspect.signature(to_arrow_schema).parameters}
+    )
 
 
 def batch_of(schema: pa.Schema, num_rows: int, **known: Any) -> pa.RecordBatch:

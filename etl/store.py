@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,9 +13,9 @@ import filelock
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import StructType
 
+from etl.arrow import in_utc
 from etl.cache import cache_folder, made
 from etl.history import COMMITS, Commit, clear_unmade, data_version, is_made, refuse_gaps
 from etl.lease import held
@@ -25,8 +24,6 @@ from etl.stage import Slice, Table, UserError, conform, digest, predicate
 
 RETENTION = "interval 400 days"
 """Receipts can be replayed as long: Delta's own defaults would forget after 7 and 30 days."""
-_UTC: dict[str, Any] = {"timezone": "UTC"} if "timezone" in inspect.signature(to_arrow_schema).parameters else {}
-"""Spark 4.0 means it without being told."""
 CHECKPOINT_COMMITS = "50"
 """Delta's own 10 is for commits of many files; ours are few."""
 
@@ -154,7 +151,7 @@ class Store:
     def rows(self, dataset: str, table: Table, rows: Sequence[Sequence[Any]]) -> DataFrame:
         """A few rows of a table, from Python values in the order of its columns; by Arrow, which needs no Spark job."""
         schema = self.schema(dataset, table)
-        arrow = to_arrow_schema(schema, **_UTC)
+        arrow = in_utc(schema)
         columns = zip(*rows, strict=True) if rows else ((),) * len(schema.names)
         arrays = [pa.array(list(column), field.type) for column, field in zip(columns, arrow, strict=True)]
         nullable = pa.schema([field.with_nullable(True) for field in arrow])

@@ -7,7 +7,6 @@ are mostly not found, nor those narrower than a twentieth of the longer side (16
 Dimensions: N pictures, B of a batch, H, W, C (red, green, blue), h, w cells of STRIDE_PX, K boxes.
 """
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -16,15 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.onnx_session import WEIGHTS, open_session
-from models.records import Record, check_files, sha256_file, whole_folder
+from models.onnx_session import WEIGHTS, Pixels, build_folder, check_picture, open_session
+from models.records import Record, check_files
 
 STRIDE_PX = 4
 """Side of the square that a cell of the model's maps stands for."""
 HEAT, SIZE, OFFSET = "537", "538", "539"
 """Outputs of the model: whether a cell is a face's centre; log of height and width; row and column of the centre."""
 
-Pixels = NDArray[np.uint8]
 Box = list[float]
 """left, top, right, bottom, as fractions of the picture's sides."""
 
@@ -56,11 +54,7 @@ class Prepared(NamedTuple):
 
 def build(weights: Path, out: Path) -> FacesRecord:
     """Copies an ONNX file into the folder `out`, beside its record. `etl.samples.corpora` fetches it."""
-    with whole_folder(out) as folder:
-        shutil.copyfile(weights, folder / WEIGHTS)
-        record = FacesRecord(weights_sha256=sha256_file(folder / WEIGHTS))
-        record.write(folder)
-    return record
+    return build_folder(weights, out, lambda sha256: FacesRecord(weights_sha256=sha256))
 
 
 def prepare(rgb_HWC: Pixels, record: FacesRecord) -> Prepared:
@@ -69,8 +63,7 @@ def prepare(rgb_HWC: Pixels, record: FacesRecord) -> Prepared:
     Raises:
         ValueError: not uint8 of shape HW3.
     """
-    if rgb_HWC.dtype != np.uint8 or rgb_HWC.ndim != 3 or rgb_HWC.shape[2] != 3:
-        raise ValueError(f"wanted uint8 of shape HW3; found {rgb_HWC.dtype} of {rgb_HWC.shape}")
+    check_picture(rgb_HWC)
     scale = record.size_px / max(rgb_HWC.shape[:2])
     height, width = (max(1, round(side * scale)) for side in rgb_HWC.shape[:2])
     canvas_HWC = np.zeros((record.size_px, record.size_px, 3), np.uint8)
@@ -113,8 +106,7 @@ class FaceReader:
             rgb_BHWC = np.zeros((batch_size, size, size, 3), np.uint8)
             for place, one in enumerate(part):
                 rgb_HWC = one.canvas_HWC
-                if rgb_HWC.dtype != np.uint8 or rgb_HWC.shape != (size, size, 3):
-                    raise ValueError(f"wanted uint8 of {(size, size, 3)}; found {rgb_HWC.dtype} of {rgb_HWC.shape}")
+                check_picture(rgb_HWC, (size, size, 3))
                 rgb_BHWC[place] = rgb_HWC
             rgb_BCHW = np.ascontiguousarray(rgb_BHWC.transpose(0, 3, 1, 2), np.float32)
             heat, log_size, offset = self._session.run([HEAT, SIZE, OFFSET], {self._input: rgb_BCHW})

@@ -8,7 +8,6 @@ Dimensions: N pictures, B of a batch, H, W, C (red, green, blue).
 """
 
 import io
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -17,10 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.onnx_session import WEIGHTS, open_session
-from models.records import Record, check_files, sha256_file, whole_folder
-
-Pixels = NDArray[np.uint8]
+from models.onnx_session import WEIGHTS, Pixels, build_folder, check_picture, open_session
+from models.records import Record, check_files
 
 
 class NsfwRecord(Record):
@@ -43,11 +40,7 @@ class NsfwRecord(Record):
 
 def build(weights: Path, out: Path) -> NsfwRecord:
     """Copies an ONNX file into the folder `out`, beside its record. `etl.samples.corpora` fetches it."""
-    with whole_folder(out) as folder:
-        shutil.copyfile(weights, folder / WEIGHTS)
-        record = NsfwRecord(weights_sha256=sha256_file(folder / WEIGHTS))
-        record.write(folder)
-    return record
+    return build_folder(weights, out, lambda sha256: NsfwRecord(weights_sha256=sha256))
 
 
 def prepare(rgb_HWC: Pixels, record: NsfwRecord) -> Pixels:
@@ -56,8 +49,7 @@ def prepare(rgb_HWC: Pixels, record: NsfwRecord) -> Pixels:
     Raises:
         ValueError: not uint8 of shape HW3.
     """
-    if rgb_HWC.dtype != np.uint8 or rgb_HWC.ndim != 3 or rgb_HWC.shape[2] != 3:
-        raise ValueError(f"wanted uint8 of shape HW3; found {rgb_HWC.dtype} of {rgb_HWC.shape}")
+    check_picture(rgb_HWC)
     side, margin = record.resize_px, (record.resize_px - record.size_px) // 2
     squashed = Image.fromarray(rgb_HWC).resize((side, side), Image.Resampling.BILINEAR)
     centre = squashed.crop((margin, margin, margin + record.size_px, margin + record.size_px))
@@ -99,8 +91,7 @@ class NsfwReader:
             part = prepared[start : start + batch_size]
             rgb_BHWC = np.zeros((batch_size, size, size, 3), np.uint8)
             for place, rgb_HWC in enumerate(part):
-                if rgb_HWC.dtype != np.uint8 or rgb_HWC.shape != (size, size, 3):
-                    raise ValueError(f"wanted uint8 of {(size, size, 3)}; found {rgb_HWC.dtype} of {rgb_HWC.shape}")
+                check_picture(rgb_HWC, (size, size, 3))
                 rgb_BHWC[place] = rgb_HWC
             bgr_BHWC = rgb_BHWC[..., ::-1].astype(np.float32) - np.array(self.record.mean_bgr, np.float32)
             (safe_and_not_B2,) = self._session.run(None, {self._input: np.ascontiguousarray(bgr_BHWC)})

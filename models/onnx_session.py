@@ -1,10 +1,36 @@
-"""An ONNX model on onnxruntime, on one device, in one thread of its own. Knows no Spark."""
+"""What models that look at pictures by onnxruntime share: their folder, their session, their input. Knows no Spark."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.records import Record, sha256_file, whole_folder
 
 WEIGHTS = "model.onnx"
 """Name of the file, in the folder of a model and its record."""
+
+Pixels = NDArray[np.uint8]
+R = TypeVar("R", bound=Record)
+
+
+def build_folder(weights: Path, out: Path, record_of: Callable[[str], R]) -> R:
+    """Copies an ONNX file into the folder `out`, beside the record that `record_of` makes of its sha256."""
+    with whole_folder(out) as folder:
+        shutil.copyfile(weights, folder / WEIGHTS)
+        record = record_of(sha256_file(folder / WEIGHTS))
+        record.write(folder)
+    return record
+
+
+def check_picture(rgb_HWC: Pixels, shape: tuple[int, ...] | None = None) -> None:
+    """Raises ValueError for what is not uint8 of shape HW3, or not of `shape`."""
+    is_right = rgb_HWC.ndim == 3 and rgb_HWC.shape[2] == 3 if shape is None else rgb_HWC.shape == shape
+    if rgb_HWC.dtype != np.uint8 or not is_right:
+        raise ValueError(f"wanted uint8 of {shape or 'shape HW3'}; found {rgb_HWC.dtype} of {rgb_HWC.shape}")
 
 
 def open_session(model: Path | bytes, device: str, *, num_threads: int) -> Any:
