@@ -301,7 +301,9 @@ def test_a_large_jpeg_is_decoded_small_and_made_smaller_to_the_pixel(monkeypatch
     """Against a resize of the whole picture by its exact area."""
     sizes = []
     whole = Image.Image.thumbnail
-    monkeypatch.setattr(Image.Image, "thumbnail", lambda self, *more: (sizes.append(self.size), whole(self, *more))[1])
+    monkeypatch.setattr(
+        Image.Image, "thumbnail", lambda self, *more, **how: (sizes.append(self.size), whole(self, *more, **how))[1]
+    )
     y, x, c = np.mgrid[:1000, :1500, :3]
     picture_of_sines = Image.fromarray((127 + 120 * np.sin(x / 40 + c) * np.cos(y / 30)).astype(np.uint8))
     picture_of_sines.save(file := io.BytesIO(), "JPEG", quality=95)

@@ -4,8 +4,8 @@ of ours.
 For every line on stdin it downloads the list into OUT and answers one line of JSON: {"images": N}, or {"error": why}.
 """
 
-import contextlib
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -27,14 +27,16 @@ def download_all(urls: str, out: str, resize_px: int, processes: int) -> int:
 
 
 def main(urls: str, out: str, resize_px: str, processes: str) -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what its own processes print is no answer
     for _ in sys.stdin:
         answer: dict[str, object]
         try:
-            with contextlib.redirect_stdout(sys.stderr):
-                answer = {"images": download_all(urls, out, int(resize_px), int(processes))}
+            answer = {"images": download_all(urls, out, int(resize_px), int(processes))}
         except Exception as error:  # whatever is wrong with it becomes the row's note
             answer = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
-        print(json.dumps(answer), flush=True)
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
 
 
 if __name__ == "__main__":
