@@ -77,6 +77,8 @@ class _Block:
     def of(cls, start: int, vectors_BD: Vectors, form: Form, device: str, basis_DK: Tensor | None) -> _Block:
         units_BD, scale = _shortened(_units(vectors_BD).to(device), basis_DK), 1.0
         if form == "int8":
+            if units_BD.shape[1] == 1:  # of one column torch 2.10's _int_mm makes wrong products
+                units_BD = torch.nn.functional.pad(units_BD, (0, 1))
             scale = float(units_BD.abs().max()) / 127
             values_BW = (units_BD / scale).round().to(torch.int8)
         else:
