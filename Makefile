@@ -91,13 +91,15 @@ slow: set-up ## run the slow tests, hours of two cores: kills, Spark Connect, ta
 
 lowest: set-up ## run the fast tests with the lowest version that each range in pyproject.toml allows, in .venv-lowest
 	@mkdir -p build/lowest
-	# What constrains to the tried versions is left out.
+	# In a folder of its own, where uv does not see what constrains to the tried versions.
 	sed '/^constraint-dependencies = \[/,/^\]/d' pyproject.toml >build/lowest/pyproject.toml
-	.uv/bin/uv pip compile --quiet --resolution lowest-direct --all-extras --no-annotate \
-	    --output-file build/lowest/versions.txt build/lowest/pyproject.toml
-	.uv/bin/uv venv --quiet --allow-existing --python $(VENV)/bin/python $(LOWEST)
-	.uv/bin/uv pip install --quiet --python $(LOWEST)/bin/python -r build/lowest/versions.txt
-	.uv/bin/uv pip install --quiet --no-deps --python $(LOWEST)/bin/python --editable .
+	cd build/lowest
+	uv="$(CURDIR)/.uv/bin/uv"; env="$(CURDIR)/$(LOWEST)"
+	"$$uv" pip compile --quiet --resolution lowest-direct --all-extras --no-annotate -o versions.txt pyproject.toml
+	"$$uv" venv --quiet --allow-existing --python "$(CURDIR)/$(VENV)/bin/python" "$$env"
+	"$$uv" pip install --quiet --python "$$env/bin/python" -r versions.txt
+	"$$uv" pip install --quiet --no-deps --python "$$env/bin/python" --editable "$(CURDIR)"
+	cd "$(CURDIR)"
 	$(LOWEST)/bin/python -m etl.jvm
 	$(LOWEST)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 

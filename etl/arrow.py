@@ -23,10 +23,9 @@ def schema_of(ddl: str) -> pa.Schema:
 
 def in_utc(schema: StructType) -> pa.Schema:
     """Of a Spark schema, its timestamps in UTC: Spark 4.0 means that without being told."""
-    told: dict[str, Any] = {"timezone": "UTC"}
-    return to_arrow_schema(
-        schema, **{k: v for k, v in told.items() if k in inspect.signature(to_arrow_schema).parameters}
-    )
+    is_told = "timezone" in inspect.signature(to_arrow_schema).parameters
+    told: dict[str, Any] = {"timezone": "UTC"} if is_told else {}
+    return to_arrow_schema(schema, **told)
 
 
 def batch_of(schema: pa.Schema, num_rows: int, **known: Any) -> pa.RecordBatch:

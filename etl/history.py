@@ -73,8 +73,11 @@ def clear_unmade(log: Path) -> None:
 
 
 def refuse_gaps(log: Path, paths: Sequence[Path]) -> None:
-    """Versions (files of a log, newest first) follow one another. Raises UserError, naming one that is missing."""
-    if not paths:
+    """Versions (files of a log, newest first) follow one another; a table that is not made yet has none.
+
+    Raises UserError, naming one that is missing.
+    """
+    if not paths and is_made(log):
         raise _damaged(log / f"{0:020d}.json", "it and all others gone")
     versions = [int(path.stem) for path in paths]
     for newer, older in pairwise(versions):

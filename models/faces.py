@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.onnx_session import WEIGHTS, Pixels, build_folder, check_picture, open_session
-from models.records import Record, check_files
+from models.onnx_session import WEIGHTS, OnnxRecord, Pixels, check_picture, open_session
+from models.records import check_files
 
 STRIDE_PX = 4
 """Side of the square that a cell of the model's maps stands for."""
@@ -27,7 +27,7 @@ Box = list[float]
 """left, top, right, bottom, as fractions of the picture's sides."""
 
 
-class FacesRecord(Record):
+class FacesRecord(OnnxRecord):
     """All that decides the boxes on one machine, beyond how `models.images` decodes."""
 
     name: Literal["centerface"] = "centerface"
@@ -40,7 +40,6 @@ class FacesRecord(Record):
     """Intersection over union, above which the box of the lower score is dropped."""
     batch_size: int = 8
     """Pictures a pass: always that many, the last batch padded."""
-    weights_sha256: str
 
 
 class Prepared(NamedTuple):
@@ -50,11 +49,6 @@ class Prepared(NamedTuple):
     """Shape (size_px, size_px, 3); the picture is in its upper left."""
     width_px: int
     height_px: int
-
-
-def build(weights: Path, out: Path) -> FacesRecord:
-    """Copies an ONNX file into the folder `out`, beside its record. `etl.samples.corpora` fetches it."""
-    return build_folder(weights, out, lambda sha256: FacesRecord(weights_sha256=sha256))
 
 
 def prepare(rgb_HWC: Pixels, record: FacesRecord) -> Prepared:

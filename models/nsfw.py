@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.onnx_session import WEIGHTS, Pixels, build_folder, check_picture, open_session
-from models.records import Record, check_files
+from models.onnx_session import WEIGHTS, OnnxRecord, Pixels, check_picture, open_session
+from models.records import check_files
 
 
-class NsfwRecord(Record):
+class NsfwRecord(OnnxRecord):
     """All that decides a score on one machine, beyond how `models.images` decodes."""
 
     name: Literal["open_nsfw"] = "open_nsfw"
@@ -35,12 +35,6 @@ class NsfwRecord(Record):
     """Subtracted from blue, green and red, 0 to 255."""
     batch_size: int = 16
     """Pictures a pass: always that many, the last batch padded."""
-    weights_sha256: str
-
-
-def build(weights: Path, out: Path) -> NsfwRecord:
-    """Copies an ONNX file into the folder `out`, beside its record. `etl.samples.corpora` fetches it."""
-    return build_folder(weights, out, lambda sha256: NsfwRecord(weights_sha256=sha256))
 
 
 def prepare(rgb_HWC: Pixels, record: NsfwRecord) -> Pixels:

@@ -1,9 +1,8 @@
 """What models that look at pictures by onnxruntime share: their folder, their session, their input. Knows no Spark."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,16 +13,21 @@ WEIGHTS = "model.onnx"
 """Name of the file, in the folder of a model and its record."""
 
 Pixels = NDArray[np.uint8]
-R = TypeVar("R", bound=Record)
 
 
-def build_folder(weights: Path, out: Path, record_of: Callable[[str], R]) -> R:
-    """Copies an ONNX file into the folder `out`, beside the record that `record_of` makes of its sha256."""
-    with whole_folder(out) as folder:
-        shutil.copyfile(weights, folder / WEIGHTS)
-        record = record_of(sha256_file(folder / WEIGHTS))
-        record.write(folder)
-    return record
+class OnnxRecord(Record):
+    """Base of their records."""
+
+    weights_sha256: str
+
+    @classmethod
+    def build(cls, weights: Path, out: Path) -> Self:
+        """Copies an ONNX file into the folder `out`, beside its record. `etl.samples.corpora` fetches it."""
+        with whole_folder(out) as folder:
+            shutil.copyfile(weights, folder / WEIGHTS)
+            record = cls(weights_sha256=sha256_file(folder / WEIGHTS))
+            record.write(folder)
+        return record
 
 
 def check_picture(rgb_HWC: Pixels, shape: tuple[int, ...] | None = None) -> None:

@@ -18,7 +18,7 @@ from models.records import WeightsError
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("nsfw") / "open_nsfw"
-    nsfw.build(fetch_weights("open_nsfw"), out)
+    NsfwRecord.build(fetch_weights("open_nsfw"), out)
     return out
 
 

@@ -76,6 +76,11 @@ def test_history_is_that_of_now_however_often_it_was_asked_for(fruit):
     assert fruit.history("garden", FRUIT)[0].version == 6
 
 
+def test_a_table_that_is_not_made_yet_has_no_history(store):
+    assert not store.exists("garden", FRUIT)
+    assert store.history("garden", FRUIT) == []
+
+
 @pytest.mark.slow
 def test_rows_that_came_are_told_from_those_that_were_there(fruit):
     """By files and, once these were compacted, by key; not where rows went."""

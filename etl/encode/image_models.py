@@ -16,7 +16,8 @@ from etl.cache import cache_folder
 from etl.encode.lanes import Columns, Reader
 from etl.samples import corpora
 from models import faces, nsfw
-from models.records import RECORD, Record
+from models.onnx_session import OnnxRecord
+from models.records import RECORD
 
 SIGNALS = {"nsfw_score": "float", "face_boxes": "array<array<float>>"}
 """Columns of image_signals that a model can fill, and their Spark types."""
@@ -27,8 +28,7 @@ class ImageModel:
     """One of MODELS: its module's parts, and the column that it fills."""
 
     signal: str
-    record: type[Record]
-    build: Callable[[Path, Path], Record]
+    record: type[OnnxRecord]
     prepare: Callable[[Any, Any], Any]
     load: Callable[[Path, str], Any]
     values: Callable[[Any], Iterable[Any]] = iter
@@ -40,8 +40,8 @@ def _numbers(scores_N: Any) -> list[float | None]:
 
 
 MODELS = {
-    "open_nsfw": ImageModel("nsfw_score", nsfw.NsfwRecord, nsfw.build, nsfw.prepare, nsfw.NsfwReader.load, _numbers),
-    "centerface": ImageModel("face_boxes", faces.FacesRecord, faces.build, faces.prepare, faces.FaceReader.load),
+    "open_nsfw": ImageModel("nsfw_score", nsfw.NsfwRecord, nsfw.prepare, nsfw.NsfwReader.load, _numbers),
+    "centerface": ImageModel("face_boxes", faces.FacesRecord, faces.prepare, faces.FaceReader.load),
 }
 
 
@@ -49,7 +49,7 @@ def fetched(name: str, say: Callable[[str], None]) -> dict[str, Any]:
     """The fields by which a stage's config names a model of MODELS, in a folder built once and kept in the cache."""
     out = cache_folder() / "encoders" / name
     if not (out / RECORD).exists():
-        MODELS[name].build(corpora.fetch_weights(name, say=say), out)
+        MODELS[name].record.build(corpora.fetch_weights(name, say=say), out)
     return {"model": name, "model_version": MODELS[name].record.read(out).version, "model_folder": out}
 
 
@@ -72,7 +72,7 @@ class ImageModelSpec:
         return ImageModelReader(self.name, _loaded(self.name, self.folder, device))
 
 
-def _prepare(image_CHW: Any, *, name: str, record: Record) -> Any:
+def _prepare(image_CHW: Any, *, name: str, record: OnnxRecord) -> Any:
     return MODELS[name].prepare(image_CHW.permute(1, 2, 0).numpy(), record)
 
 

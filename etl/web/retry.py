@@ -47,12 +47,13 @@ def retry(project: Project, dataset: str, statuses: Sequence[str] = ()) -> dict[
     with store.lease(dataset, FETCHES):
         failed = store.read(dataset, FETCHES).where(_is_chosen(statuses)).select("uid", "status")
         tried.update({row["status"]: row["count"] for row in failed.groupBy("status").count().collect()})
+        # Pinned, and joined once: what an earlier pass mended or not is not asked for again.
         version = store.history(dataset, FETCHES)[0].version
+        failed = store.read(dataset, FETCHES, version=version).where(_is_chosen(statuses)).select("uid")
+        all_wanted = store.read(dataset, CANDIDATES).join(failed, on="uid", how="left_semi")
+        all_wanted = all_wanted.persist(StorageLevel.DISK_ONLY)
         for number in range(num_passes := -(-tried.total() // config.chunk_rows)):
-            # Pinned: what the passes before this one mended or not is not asked for again.
-            failed = store.read(dataset, FETCHES, version=version).where(_is_chosen(statuses)).select("uid")
-            is_mine = F.pmod(F.xxhash64("host"), F.lit(num_passes)) == number
-            candidates = store.read(dataset, CANDIDATES).where(is_mine).join(failed, on="uid", how="left_semi")
+            candidates = all_wanted.where(F.pmod(F.xxhash64("host"), F.lit(num_passes)) == number)
             facts = download.prepare(candidates, config=config)
             fetched = download.transform(candidates, config=config, facts=facts)
             rows = conform(fetched, store.schema(dataset, FETCHES), FETCHES).persist(StorageLevel.DISK_ONLY)
@@ -62,6 +63,7 @@ def retry(project: Project, dataset: str, statuses: Sequence[str] = ()) -> dict[
             rows.unpersist()
             now.update(found)
             project.say(f"retry          {dataset:<14} {now.total():,} of {tried.total():,} URLs, {now['ok']:,} ok")
+        all_wanted.unpersist()
     return {"tried": dict(sorted(tried.items())), "now": dict(sorted(now.items()))}
 
 
