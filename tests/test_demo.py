@@ -34,7 +34,9 @@ def test_the_demo_ends_recomputes_nothing_and_leaves_a_card_that_a_browser_opens
     assert summary["verdict"] == first["verdict"]
     again, said = demo(output, tmp_path / "again.log")
     assert [line for line in said if "up to date" not in line and not line.startswith(("starting Spark", "gate"))] == []
-    assert again["verdict"] == first["verdict"] and len(said) < len(did)
+    assert " promoted against arm whole_pool" in first["verdict"]
+    assert again["verdict"] == first["verdict"].replace("promoted", "is the champion: promoted", 1)
+    assert len(said) < len(did)
     (page,) = (output / "cards").glob("*.html")
     SHOT.parent.mkdir(exist_ok=True)
     told = read_in_a_browser(page, tmp_path / "profile", SHOT)
