@@ -154,8 +154,9 @@ def test_all_of_them_end_within_the_deadline_and_requests_are_counted(vices):
 def test_no_request_reaches_a_blocked_target(site, blocked, how):
     port = blocked.port
     hosts = {
-        "127.0.0.2": "blocked_address", "2130706434": "unsupported_url", "0x7f000002": "blocked_address",
-        "017700000002": "unsupported_url", "127.2": "unsupported_url", "[::ffff:127.0.0.2]": "blocked_address",
+        "127.0.0.2": "blocked_address", "2130706434": "unsupported_url", "0x7f000002": "unsupported_url",
+        "017700000002": "unsupported_url", "127.2": "unsupported_url", "0177.0.0.2": "unsupported_url",
+        "127.0.0.0x2": "unsupported_url", "[::ffff:127.0.0.2]": "blocked_address",
         "[::ffff:7f00:2]": "blocked_address", "[::1]": "blocked_address", "[::]": "blocked_address",
         "0.0.0.0": "blocked_address", "169.254.169.254": "blocked_address", "10.0.0.1": "blocked_address",
         "[fe80::1]": "blocked_address", "[fd00::1]": "blocked_address", "[64:ff9b::7f00:2]": "blocked_address",

@@ -7,6 +7,7 @@ deadline holds for all of a URL's attempts. Bytes are counted as they come and a
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 import time
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,8 @@ PASSING = frozenset({"dns_error", "connect_error", "timeout", "cut"})
 """Statuses that another attempt may mend; so may the answers 408, 425, 429 and 500 to 599."""
 PASSING_ANSWERS = frozenset({408, 425, 429, *range(500, 600)})
 MAX_URL_CHARS = 4096
+ODD_IPV4 = re.compile(r"(?!(?:(?:0|[1-9]\d*)\.){3}(?:0|[1-9]\d*)$)^(?:[^:]*\.)?(?:\d+|0x[\da-f]*)\.?$", re.IGNORECASE)
+"""Hosts that end in a number and are no dotted quad (127.2, 0177.0.0.1, 0x7f000002): readers differ."""
 PIECE = 64 << 10
 
 
@@ -254,6 +257,8 @@ def checked_url(url: str, base: URL | None = None) -> URL:
                 problem = "credentials in it"
             elif (found.port or 0) < 1024 and found.port not in (80, 443):
                 problem = f"port {found.port}, which is another service's"
+            elif ODD_IPV4.search(found.raw_host):
+                problem = "an address of IPv4 in another form than four numbers"
             else:
                 return found.with_fragment(None)
     except (ValueError, TypeError):
