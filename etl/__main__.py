@@ -18,6 +18,7 @@ from etl.commands import (
     evidence,
     forget,
     plan,
+    privacy,
     promote,
     report,
     selecting,
@@ -32,13 +33,13 @@ from etl.samples.corpora import CorpusError
 from etl.stage import UserError
 from models.records import RegistryError, WeightsError
 
-COMMANDS = (ask, evalset, evaluate, evidence, forget, plan, promote, report, selecting, selftest, train, work)
+COMMANDS = (ask, evalset, evaluate, evidence, forget, plan, privacy, promote, report, selecting, selftest, train, work)
 """They joined the app when they were imported."""
 PANELS = {
     "The main job": ("run", "retry", "loop", "select", "export", "promote", "backfill", "sync"),
     "How things stand": ("status", "growth", "verify", "plan", "doctor", "selftest"),
     "Why": ("filters", "diff", "explain", "lineage", "report"),
-    "Models and evaluation": ("train", "evaluate", "evalset", "evidence", "corpora"),
+    "Models and evaluation": ("train", "evaluate", "privacy", "evalset", "evidence", "corpora"),
     "Taking down": ("forget",),
 }
 """Of `dfn --help`, in order: heading -> commands."""

@@ -13,11 +13,13 @@ import numba
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from scipy import stats  # type: ignore[import-untyped]
 
 SHINGLE_BYTES = 5
 NUM_HASHES = 128
 SEED = 1
 RECALL = 0.98
+SKETCH_RECALL = 0.999
 MAX_BYTES = 100_000
 """Of a caption, the rest is not looked at: one of a megabyte must not cost what all the others do."""
 Floats = npt.NDArray[np.float64]
@@ -44,18 +46,30 @@ def banding(min_jaccard: float) -> Banding:
     return next((b for b in found if b.recall(min_jaccard) >= RECALL), found[-1])
 
 
-def band_keys(texts_N: pa.StringArray, bands: Banding) -> tuple[Keys, npt.NDArray[np.bool_]]:
-    """keys_NB, the key of each caption in each band; and is_some_N: whether it has a shingle, and so any key.
+def band_keys(texts_N: pa.StringArray, bands: Banding) -> tuple[Keys, Keys, npt.NDArray[np.bool_]]:
+    """keys_NB, the key of each caption in each band; sketches_NW, its sketch; and is_some_N: whether it has a shingle,
+    and so any key.
 
-    Keys of different bands can be equal by chance: compare within a band. NULL has no shingle.
+    Keys of different bands can be equal by chance: compare within a band. NULL has no shingle. A sketch is a bit of
+    each hash function's least value (b-bit minwise hashing, Li and König 2010, arXiv 0910.3349), 128 in two numbers.
     """
     data, offsets = _buffers(texts_N)
     draw = np.random.default_rng(SEED)
-    num_hashes = -(-bands.num_bands * bands.num_rows // 32) * 32  # whole vectors: a rest would cost as much
+    num_hashes = max(-(-bands.num_bands * bands.num_rows // 32) * 32, NUM_HASHES)  # whole vectors: a rest costs as much
     factors_H = draw.integers(0, 1 << 31, num_hashes, np.uint32) * np.uint32(2) + np.uint32(1)
     terms_H = draw.integers(0, 1 << 32, num_hashes, np.uint32)
     keys_NB = np.zeros((len(texts_N), bands.num_bands), np.uint64)
-    return keys_NB, _keys(data, offsets, factors_H, terms_H, bands.num_rows, keys_NB)
+    sketches_NW = np.zeros((len(texts_N), NUM_HASHES // 64), np.uint64)
+    is_some_N = _keys(data, offsets, factors_H, terms_H, bands.num_rows, keys_NB, sketches_NW)
+    return keys_NB, sketches_NW, is_some_N
+
+
+def min_bits(min_jaccard: float) -> int:
+    """Of the bits of two sketches, how many agree at least: SKETCH_RECALL of pairs at the threshold have so many.
+
+    The bits of two captions with Jaccard j agree with probability (1 + j) / 2 each.
+    """
+    return int(stats.binom.ppf(1 - SKETCH_RECALL, NUM_HASHES, (1 + min_jaccard) / 2))
 
 
 def jaccard(texts_N: pa.StringArray, others_N: pa.StringArray) -> Floats:
@@ -139,7 +153,7 @@ def _least(hashes, number, factors_H, terms_H, least_H):  # type: ignore[no-unty
 
 
 @numba.njit(cache=True)
-def _keys(data, offsets, factors_H, terms_H, num_rows, keys_NB):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _keys(data, offsets, factors_H, terms_H, num_rows, keys_NB, sketches_NW):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     longest = _longest(offsets)
     shingles, hashes = np.empty(longest, np.uint64), np.empty(longest, np.uint32)
     least_H, is_some_N = np.empty(len(factors_H), np.uint32), np.zeros(len(keys_NB), np.bool_)
@@ -155,26 +169,48 @@ def _keys(data, offsets, factors_H, terms_H, num_rows, keys_NB):  # type: ignore
                 key = (key ^ np.uint64(least_H[row])) * np.uint64(0x9E3779B97F4A7C15)  # odd: no two keys become one
                 key ^= key >> np.uint64(32)
             keys_NB[n, band] = key
+        for word in range(sketches_NW.shape[1]):
+            bits = np.uint64(0)
+            for h in range(64 * word, 64 * (word + 1)):
+                bits = bits << np.uint64(1) | np.uint64(np.uint32(least_H[h] * np.uint32(0x9E3779B1)) >> np.uint32(31))
+            sketches_NW[n, word] = bits
     return is_some_N
 
 
 @numba.njit(cache=True)
 def _jaccard(data_a, offsets_a, data_b, offsets_b):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    shingles_a = np.empty(_longest(offsets_a), np.uint64)
-    shingles_b = np.empty(_longest(offsets_b), np.uint64)
+    longest_a, longest_b = _longest(offsets_a), _longest(offsets_b)
+    shingles_a, shingles_b = np.empty(longest_a, np.uint64), np.empty(longest_b, np.uint64)
+    # A table for all pairs: a slot is empty unless its mark is one of this pair, `of_a` or `of_b`.
+    slots, marks = np.empty(_slots(longest_a + longest_b), np.uint64), np.zeros(_slots(longest_a + longest_b), np.int64)
     found = np.zeros(len(offsets_a) - 1)
     for n in range(len(found)):
         number_a = _shingles(data_a, offsets_a[n], min(offsets_a[n + 1], offsets_a[n] + MAX_BYTES), shingles_a)
         number_b = _shingles(data_b, offsets_b[n], min(offsets_b[n + 1], offsets_b[n] + MAX_BYTES), shingles_b)
-        set_a, set_b = np.unique(shingles_a[:number_a]), np.unique(shingles_b[:number_b])
-        i, j, shared = 0, 0, 0
-        while i < len(set_a) and j < len(set_b):
-            if set_a[i] == set_b[j]:
-                shared, i, j = shared + 1, i + 1, j + 1
-            elif set_a[i] < set_b[j]:
-                i += 1
-            else:
-                j += 1
-        if len(set_a) + len(set_b):
-            found[n] = shared / (len(set_a) + len(set_b) - shared)
+        last, of_a, of_b = np.uint64(_slots(number_a + number_b) - 1), 2 * n + 1, 2 * n + 2
+        num_all, num_shared = 0, 0
+        for s in range(number_a):
+            at = _mixed(shingles_a[s]) & last
+            while marks[at] == of_a and slots[at] != shingles_a[s]:
+                at = (at + np.uint64(1)) & last
+            num_all += marks[at] != of_a
+            slots[at], marks[at] = shingles_a[s], of_a
+        for s in range(number_b):
+            at = _mixed(shingles_b[s]) & last
+            while marks[at] >= of_a and slots[at] != shingles_b[s]:
+                at = (at + np.uint64(1)) & last
+            num_all += marks[at] < of_a
+            num_shared += marks[at] == of_a
+            slots[at], marks[at] = shingles_b[s], of_b
+        if num_all:
+            found[n] = num_shared / num_all
     return found
+
+
+@numba.njit(cache=True)
+def _slots(number):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Of a table for so many: a power of two, at least twice as many."""
+    slots = 2
+    while slots < 2 * number:
+        slots *= 2
+    return slots

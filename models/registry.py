@@ -7,6 +7,7 @@ encoder carries many filters. `with_towers` copies them in, for whoever has no s
 
 import io
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -166,6 +167,17 @@ def set_tags(name: str, number: str, tags: Mapping[str, str]) -> None:
     client = mlflow.MlflowClient()
     for key, value in tags.items():
         client.set_model_version_tag(name, number, key, value)
+
+
+def name_of(uri: str) -> str:
+    """NAME of models:/NAME@ALIAS or models:/NAME/VERSION."""
+    return re.split("[@/]", uri.removeprefix("models:/"))[0]
+
+
+def run_params(name: str, number: str) -> dict[str, str]:
+    """Parameters of the run that a version was registered from."""
+    client = mlflow.MlflowClient()
+    return dict(client.get_run(client.get_model_version(name, number).run_id).data.params)
 
 
 def number_of(uri: str) -> str:

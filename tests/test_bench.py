@@ -6,8 +6,9 @@ import subprocess
 import sys
 
 import pytest
+from training_data import tiny_encoder
 
-from tests.bench import measure, peers
+from tests.bench import data, measure, ours, peers
 from tests.bench.measure import MissingError, against, compare, interleaved
 
 
@@ -145,6 +146,13 @@ def test_bytes_that_a_child_reads_count(tmp_path):
         assert child.stdout.readline() == b"5000000\n"
         assert 5_000_000 <= measure.tree_bytes_read() - before < 10_000_000
         child.communicate(b"\n")
+
+
+def test_shards_are_read_once_by_ingest_and_once_by_all_models(spark, tmp_path):
+    encoder, small = tiny_encoder(tmp_path / "encoder"), data.build(60, root=tmp_path)
+    ours.bytes_read(spark, small, encoder, 3)  # workers start, and read what they import
+    found = ours.bytes_read(spark, small, encoder, 3)
+    assert 2 * small.size_bytes <= found < 2.3 * small.size_bytes
 
 
 def test_flops_are_those_of_the_architecture():

@@ -270,11 +270,16 @@ def test_canonical_urls_and_normal_texts(spark):
 ENTRIES = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 12)), max_size=40)
 
 
-def pairs_of(entries, num_new: int, all_pairs: int) -> set[tuple[int, int]]:
+def pairs_of(entries, num_new: int, all_pairs: int, far: frozenset = frozenset()) -> set[tuple[int, int]]:
+    """`far`: pairs of ids that are no candidates."""
     keys, ids = (np.array([entry[n] for entry in entries], np.uint64) for n in (0, 1))
+
+    def is_close(firsts, seconds):
+        return np.array([{a, b} not in far for a, b in zip(ids[firsts], ids[seconds], strict=True)], bool)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(etl.dedup.near, "ALL_PAIRS", all_pairs)
-        ends = [end.tolist() for end in etl.dedup.near.bucket_pairs(keys, ids, num_new)]
+        ends = [end.tolist() for end in etl.dedup.near.bucket_pairs(keys, ids, num_new, is_close)]
     found = set(zip(*ends, strict=True))
     assert len({(min(pair), max(pair)) for pair in found}) == len(found)
     return found
@@ -289,6 +294,13 @@ def test_all_pairs_with_a_new_entry_of_small_buckets_and_a_few_of_large_ones(ent
         expected |= {(a, b) for m, b in enumerate(bucket) for n, a in enumerate(bucket[:m])
                      if (m - n <= all_pairs or n == 0) and {(key, a), (key, b)} & new}  # fmt: skip
     assert pairs_of(entries, num_new, all_pairs) == expected
+
+
+@settings(max_examples=50, deadline=None)
+@given(ENTRIES, st.integers(1, 6), st.integers(0, 40), st.frozensets(st.frozensets(st.integers(0, 12), max_size=2)))
+def test_pairs_that_are_not_close_are_none(entries, all_pairs, num_new, far):
+    expected = {(a, b) for a, b in pairs_of(entries, num_new, all_pairs) if {a, b} not in far}
+    assert pairs_of(entries, num_new, all_pairs, far) == expected
 
 
 @settings(max_examples=100, deadline=None)

@@ -30,7 +30,7 @@ def recipe_of(tiny, output, *overrides):
     other = Project(load(["tiny"], settings), SAID.append)
     other.__dict__["store"] = project.store
     loop = Loop(other)
-    return FilterRecipe(other, Trainer(other, loop._vectors("pool"), ()), loop._data)
+    return FilterRecipe(other, Trainer(other, loop._vectors("pool"), ()), loop.data_of)
 
 
 def heads_of(trained):

@@ -43,7 +43,7 @@ def exported(tiny, dfn_receipt, tmp_path_factory):
 
 def gate_of(project):
     loop = Loop(project)
-    return Gate(project, loop._eval_sets(), loop._data("pool"), lambda *_: pytest.fail("nothing is to be confirmed"))
+    return Gate(project, loop._eval_sets(), loop.data_of("pool"), lambda *_: pytest.fail("nothing is to be confirmed"))
 
 
 def kept_uids(project, receipt):

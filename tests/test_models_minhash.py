@@ -44,13 +44,13 @@ def test_jaccard_is_that_of_the_sets(pairs):
 @settings(max_examples=100, deadline=None)
 @given(st.lists(TEXTS, max_size=8))
 def test_equal_sets_have_equal_keys_and_an_empty_one_has_none(texts):
-    keys_NB, is_some_N = band_keys(pa.array(texts, pa.string()), Banding(18, 7))
-    assert keys_NB.shape == (len(texts), 18)
+    keys_NB, sketches_NW, is_some_N = band_keys(pa.array(texts, pa.string()), Banding(18, 7))
+    assert (keys_NB.shape, sketches_NW.shape) == ((len(texts), 18), (len(texts), 2))
     assert is_some_N.tolist() == [bool(shingles(text)) for text in texts]
     for n, text in enumerate(texts):
         for m in range(n):
             if shingles(text) == shingles(texts[m]):
-                assert (keys_NB[n] == keys_NB[m]).all()
+                assert (keys_NB[n] == keys_NB[m]).all() and (sketches_NW[n] == sketches_NW[m]).all()
 
 
 def test_the_least_hash_is_that_of_plain_python():
@@ -66,11 +66,14 @@ def test_the_least_hash_is_that_of_plain_python():
     factors = draw.integers(0, 1 << 31, 128, np.uint32).astype(object) * 2 + 1
     terms = draw.integers(0, 1 << 32, 128, np.uint32).astype(object)
     texts = ["abcdefghijklm"[: 5 + n] for n in range(9)]
-    for text, keys_H in zip(texts, signatures(pa.array(texts)), strict=True):
+    sketches_NW = band_keys(pa.array(texts), Banding(18, 7))[1]
+    for text, keys_H, sketch_W in zip(texts, signatures(pa.array(texts)), sketches_NW.tolist(), strict=True):
         hashes = [mixed(int.from_bytes(shingle, "big")) % 2**32 for shingle in shingles(text)]
         least = [min((f * x + t) % 2**32 for x in hashes) for f, t in zip(factors, terms, strict=True)]
         key = [value * 0x9E3779B97F4A7C15 & mask for value in least]
         assert [k ^ k >> 32 for k in key] == keys_H.tolist()
+        bits = "".join(str((value * 0x9E3779B1 % 2**32) >> 31) for value in least)
+        assert [int(bits[:64], 2), int(bits[64:], 2)] == sketch_W
 
 
 def captions(number: int, seed: int) -> list[str]:
@@ -94,6 +97,19 @@ def test_agreement_estimates_jaccard_as_well_as_minhash_can():
     found = (signatures(pa.array(texts)) == signatures(pa.array(others))).mean(axis=1)
     assert abs((found - true).mean()) < 0.006
     assert ((found - true) ** 2).sum() == pytest.approx((true * (1 - true) / 128).sum(), rel=0.2)
+
+
+def test_bits_of_sketches_agree_as_often_as_half_of_captions_and_their_jaccard_say():
+    draw, texts = random.Random(4), captions(3000, seed=6)
+    others = [edited(text, draw) if n % 2 else texts[n - 1] for n, text in enumerate(texts)]
+    true = np.array([share(a, b) for a, b in zip(texts, others, strict=True)])
+    ours, theirs = (band_keys(pa.array(some), banding(0.8))[1] for some in (texts, others))
+    agreeing = minhash.NUM_HASHES - np.bitwise_count(ours ^ theirs).sum(axis=1, dtype=int)
+    assert abs((agreeing / minhash.NUM_HASHES - (1 + true) / 2).mean()) < 0.006
+    near, far = agreeing[true >= 0.8], agreeing[true < 0.4]
+    assert min(len(near), len(far)) > 400
+    assert (near >= minhash.min_bits(0.8)).mean() >= minhash.SKETCH_RECALL
+    assert (far >= minhash.min_bits(0.8)).mean() < 0.02
 
 
 @pytest.mark.parametrize("limit", [0.5, 0.8, 0.95])

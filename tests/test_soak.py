@@ -1,7 +1,7 @@
 """Random kills, spread over whole rounds: the tables at the end are those of a round that nobody killed.
 
-`make soak` kills 50 times, CI ten times for one commit in three; DFN_SOAK_KILLS says another number, DFN_SOAK_SEED
-repeats a series.
+`make soak` kills 50 times, CI ten times where the commit has that turn (`.ci/run`); DFN_SOAK_KILLS says another number,
+DFN_SOAK_SEED repeats a series.
 """
 
 import os

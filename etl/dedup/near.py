@@ -6,9 +6,10 @@ those only pairs of which at least one is new.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 from pyspark.sql import Column, DataFrame
@@ -17,6 +18,9 @@ from pyspark.sql import functions as F
 from etl.dedup.parts import Numbers, links_within_parts, sliced, slices
 from etl.stage import for_join, series_udf
 
+Places = npt.NDArray[np.int64]
+IsClose = Callable[[Places, Places], npt.NDArray[np.bool_]]
+"""Of pairs of entries, by their places: whether they are worth a look at the values themselves."""
 ALL_PAIRS = 100
 """Captions of a bucket that are compared all with all. Of a larger one each is compared with the smallest id and with
 the ALL_PAIRS next ones by id, so that a template of a million captions costs linear work. What is not compared in this
@@ -64,7 +68,7 @@ def _linked(values: DataFrame, links: DataFrame) -> DataFrame:
 
 
 def caption_pairs(values: DataFrame, min_jaccard: float) -> DataFrame:
-    """(id_a, id_b): candidates, those whose ids share a band and that are compared (see ALL_PAIRS).
+    """(id_a, id_b): candidates, those that share a band, are compared (see ALL_PAIRS), and whose sketches are close.
 
     `values`: (value, id, is_new): captions, computed before, or cheap; ids may collide, since candidates are verified.
     """
@@ -74,13 +78,23 @@ def caption_pairs(values: DataFrame, min_jaccard: float) -> DataFrame:
         from models import minhash  # numba: where executors run
 
         texts_N, ids_N = rows.column("value").chunk(0), rows.column("id").to_numpy().view(np.uint64)
-        keys_NB, is_some_N = minhash.band_keys(texts_N, minhash.banding(min_jaccard))
+        keys_NB, sketches_NW, is_some_N = minhash.band_keys(texts_N, minhash.banding(min_jaccard))
+        same_CN = np.column_stack([ids_N, sketches_NW])[is_some_N].T.copy()
         for band, keys_N in enumerate(np.ascontiguousarray(keys_NB[is_some_N].T)):
             for number, members in _by_slice(sliced(keys_N, num_slices)):
-                yield band * num_slices + number, np.stack([keys_N[members], ids_N[is_some_N][members]])
+                yield band * num_slices + number, np.vstack([keys_N[members], same_CN[:, members]])
 
-    def find(part: int, entries_2N: Numbers, num_new: int) -> tuple[Numbers, Numbers]:
-        return bucket_pairs(entries_2N[0], entries_2N[1], num_new)
+    def find(part: int, entries_CN: Numbers, num_new: int) -> tuple[Numbers, Numbers]:
+        from models import minhash
+
+        keys_N, ids_N, *sketches_WN = entries_CN
+        most = minhash.NUM_HASHES - minhash.min_bits(min_jaccard)
+
+        def is_close(firsts: Places, seconds: Places) -> npt.NDArray[np.bool_]:
+            differing = sum(np.bitwise_count(word_N[firsts] ^ word_N[seconds]) for word_N in sketches_WN)
+            return np.asarray(differing) <= most
+
+        return bucket_pairs(keys_N, ids_N, num_new, is_close)
 
     num_bands = _num_bands(min_jaccard)
     return links_within_parts(values.select("value", "id", "is_new"), scatter, find, num_bands * num_slices).distinct()
@@ -99,9 +113,9 @@ def _by_slice(slices_N: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     yield from zip(numbers.tolist(), np.split(order, starts[1:]), strict=True)
 
 
-def bucket_pairs(keys_N: Numbers, ids_N: Numbers, num_new: int) -> tuple[Numbers, Numbers]:
-    """Pairs of ids of entries with one key, one of which at least is among the first `num_new`; of large buckets those
-    that ALL_PAIRS says."""
+def bucket_pairs(keys_N: Numbers, ids_N: Numbers, num_new: int, is_close: IsClose) -> tuple[Numbers, Numbers]:
+    """Pairs of ids of entries with one key that are close, one of which at least is among the first `num_new`; of large
+    buckets those that ALL_PAIRS says."""
     if not len(keys_N):
         return ids_N, ids_N
     order = np.argsort(keys_N)
@@ -112,17 +126,23 @@ def bucket_pairs(keys_N: Numbers, ids_N: Numbers, num_new: int) -> tuple[Numbers
     order = order[np.lexsort((order, ids_N[order], keys_N[order]))]
     is_again = (keys_N[order][1:] == keys_N[order][:-1]) & (ids_N[order][1:] == ids_N[order][:-1])
     order = order[np.concatenate([[True], ~is_again])[: len(order)]]  # rows of the old pool may share a caption
-    keys_N, ids_N, is_new_N = keys_N[order], ids_N[order], order < num_new
+    keys_N = keys_N[order]
     is_start = np.concatenate([[True], keys_N[1:] != keys_N[:-1]])[: len(keys_N)]
     places = np.arange(len(keys_N)) - np.flatnonzero(is_start)[np.cumsum(is_start) - 1]
+    found: list[tuple[Places, Places]] = []
+
+    def look_at(firsts: Places, seconds: Places) -> None:
+        firsts, seconds = order[firsts], order[seconds]
+        is_pair = ((firsts < num_new) | (seconds < num_new)) & is_close(firsts, seconds)
+        found.append((firsts[is_pair], seconds[is_pair]))
+
     far = np.flatnonzero(places > ALL_PAIRS)
-    pairs = [(far - places[far], far)]  # with the smallest of the bucket
+    look_at(far - places[far], far)  # with the smallest of the bucket
     for step in range(1, min(ALL_PAIRS, places.max(initial=0)) + 1):
         later = np.flatnonzero(places >= step)
-        pairs.append((later - step, later))
-    firsts, seconds = (np.concatenate(ends) for ends in zip(*pairs, strict=True))
-    is_pair = is_new_N[firsts] | is_new_N[seconds]
-    return ids_N[firsts[is_pair]], ids_N[seconds[is_pair]]
+        look_at(later - step, later)
+    firsts, seconds = (np.concatenate(ends) for ends in zip(*found, strict=True))
+    return ids_N[firsts], ids_N[seconds]
 
 
 def caption_edges(values: DataFrame, min_jaccard: float) -> DataFrame:

@@ -60,7 +60,7 @@ class Loop:
         if loop.search:
             self.project.say(plan_of(loop, loop.search))
         self.project.run_all()
-        eval_sets, data, learnt = self._eval_sets(), self._data(self.pool), [self._data(name) for name in datasets]
+        eval_sets, data, learnt = self._eval_sets(), self.data_of(self.pool), [self.data_of(name) for name in datasets]
         for name in datasets:
             guard.check(self.project, name, self._vectors(name), self.project.registered(MODEL))
         inputs = {k: v for name in self.project.config.datasets for k, v in self._inputs(name).items()}
@@ -82,13 +82,13 @@ class Loop:
     def _search(self, grid: SearchConfig, data: Data, parent: Path) -> Searched:
         """On development sets alone: its runs know no evaluation set."""
         trainer = Trainer(self.project, data.vectors, self._eval_sets("dev"), parent)
-        return Search(self.project, grid, self.pool, trainer, data, self._data, self._truth).run()
+        return Search(self.project, grid, self.pool, trainer, data, self.data_of, self._truth).run()
 
     def _judge(self, eval_sets: tuple[EvalSet, ...], data: Data, parent: Path) -> Round:
         """Seed by seed, until the gate has seen enough."""
         config = self.project.config.loop
         trainer = Trainer(self.project, data.vectors, eval_sets, parent)
-        recipe = filter_recipe.FilterRecipe(self.project, trainer, self._data)
+        recipe = filter_recipe.FilterRecipe(self.project, trainer, self.data_of)
         arms = Arms(self.project, self.pool, trainer, data, self._truth)
         filters: dict[int, filter_recipe.Filtered] = {}
         parts: dict[str, dict[int, Part]] = {name: {} for name in config.arms}
@@ -120,7 +120,8 @@ class Loop:
         encoder = {"encoder": record.name, "encoder_version": record.version}
         return vectors_folder(self.project.store, dataset, encoder, self.project.config.output_folder / "vectors")
 
-    def _data(self, dataset: str) -> Data:
+    def data_of(self, dataset: str) -> Data:
+        """Its stored vectors, to train on."""
         vectors = self._vectors(dataset)
         return Data(vectors, vectors.name, self._inputs(dataset))
 

@@ -180,7 +180,8 @@ def scale_rows(spark: SparkSession, size: Size) -> list[Ratio]:
     taken: list[tuple[int, Rates, str]] = []
     for number in size.hashes:
         side = _dedup(spark.read.parquet(str(hashes(spark, number))))
-        rates, _ = interleaved({f"{number:,} hashes": side}, repetitions=1 if number > 10**6 else size.repetitions)
+        turns = 1 if taken else size.repetitions
+        rates, _ = interleaved({f"{number:,} hashes": side}, repetitions=turns, warm_up=not taken)
         seconds = [1 / rate for rate in next(iter(rates.values()))]
         written = spark.read.parquet(str(_out("hashes"))).groupBy("method").count().collect()
         taken.append((number, seconds, ", ".join(f"{row['count']:,} by {row['method']}" for row in sorted(written))))

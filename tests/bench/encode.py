@@ -65,7 +65,7 @@ class Bench:
     repetitions: int
     num_preprocess: int = 1500
     num_pattern: int = 64
-    num_pairs: int = 256
+    num_pairs: int = 512
     num_stock: int = 32
     """Pairs through stock models, which take seconds for each dozen."""
     num_texts: int = 256
@@ -241,11 +241,13 @@ def main() -> None:
         repetitions=2 if given.quick else REPETITIONS,
         **(quick if given.quick else {}),
     )
-    rows = []
-    for name in given.part:
-        say(f"part {name}")
-        rows += PARTS[name](bench)
-    report("encode-quick" if given.quick else "encode", rows)
+    rows: list[Ratio] = []
+    try:
+        for name in given.part:
+            say(f"part {name}")
+            rows += PARTS[name](bench)
+    finally:  # what was measured before a part failed took minutes
+        report("encode-quick" if given.quick else "encode", rows)
 
 
 if __name__ == "__main__":

@@ -181,15 +181,18 @@ def interleaved(
     repetitions: int = REPETITIONS,
     clock: Callable[[], float] = cpu_seconds,
     ready: Mapping[str, Side] = {},
+    warm_up: bool = True,
 ) -> tuple[dict[str, Rates], dict[str, str]]:
     """Rates of every side, measured A B C A B C after one warm-up each; and why a side is missing, by its name.
+
+    `warm_up`: not of a side that takes minutes, whose code a smaller one has just run.
 
     `ready`: what is run before each turn of a side and not counted. Spark lets Python workers end after a minute
     without work, less than the turns of the others take; new ones would import and load the model within the turn.
     """
     rates: dict[str, Rates] = {name: [] for name in sides}
     missing: dict[str, str] = {}
-    for repetition in range(repetitions + 1):
+    for repetition in range(0 if warm_up else 1, repetitions + 1):
         for name, side in sides.items():
             if name in missing:
                 continue

@@ -222,8 +222,8 @@ def overlapped(folder: Path, batches: Sequence[Sequence[bytes]], model_seconds: 
 
 def bytes_read(spark: SparkSession, data: Data, folder: Path, num_models: int) -> float:
     """Bytes that Python processes read while shards are ingested and their pairs embedded under several encoders."""
-    files = [(file.uri, file.size_bytes, file.etag) for file in list_shards(f"{data.folder}/*.tar")]
-    table = spark.createDataFrame(files, "uri string, size_bytes bigint, etag string")
+    files = [(file.uri, file.size_bytes, file.etag, "shards") for file in list_shards(f"{data.folder}/*.tar")]
+    table = spark.createDataFrame(files, "uri string, size_bytes bigint, etag string, reader string")
     known = spark.createDataFrame([], "uid string, shard string, offset_bytes bigint")
     before = tree_bytes_read()
     found, _ = ingest.transform(table, known, config=ingest.Config(shards_root=str(data.folder), **LIMITS))

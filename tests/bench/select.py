@@ -115,7 +115,7 @@ def rows(spark: SparkSession, sizes: tuple[int, ...], repetitions: int) -> list[
     for size in larger:
         side = by_cut(spark, scores(spark, size), size)
         turns = 1 if size >= 10**9 else min(2, repetitions)
-        rates, _ = interleaved({"cut": side}, repetitions=turns)
+        rates, _ = interleaved({"cut": side}, repetitions=turns, warm_up=turns > 1)
         now, (name, goal) = seconds(rates["cut"]), names[size // (first if size == larger[0] else larger[0])]
         made.append(compare(name, now, before[: len(now)], SECONDS, goal))
         if size == larger[0]:
