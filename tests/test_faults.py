@@ -467,6 +467,8 @@ def test_a_damaged_log_is_named_with_its_version_and_mended(store, damage, versi
                       "Caused by: java.io.IOException: No space left on device"), "written to /d/t/pairs; found"),
         (RuntimeError("[FAILED_READ_FILE.FILE_NOT_EXIST] Encountered error while reading file file:/d/a.parquet. File "
                       "does not exist."), "wanted a table's file at /d/a.parquet whole; found it damaged or gone"),
+        (RuntimeError("Lost task 1.0: org.apache.spark.memory.SparkOutOfMemoryError: [UNABLE_TO_ACQUIRE_MEMORY]"),
+         "wanted room in memory for a task's rows; found too little; fix: more and smaller tasks"),
         (RuntimeError("another"), None),
     ],
 )  # fmt: skip

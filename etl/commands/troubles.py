@@ -1,4 +1,4 @@
-"""What the machine did to a run, told in one line: a full disk, a damaged table, a JVM that ended, a missing package.
+"""What the machine did to a run, told in one line: full disk or memory, a damaged table, a JVM gone, a missing package.
 
 Reads what an exception says.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 FULL = "No space left on device"
+SHORT_OF_MEMORY = re.compile(r"UNABLE_TO_ACQUIRE_MEMORY|SparkOutOfMemoryError|OutOfMemoryError: Java heap space")
 UNREADABLE = re.compile(r"\[FAILED_READ_FILE\.?\w*\][^\n]*?reading file (?:file:)?(\S+?)\.?\s")
 WRITTEN = re.compile(r"writing rows to (?:file:)?(\S+?)\.?\s")
 NAMED = re.compile(rf"{FULL}: '([^']+)'|(?:FileNotFoundException|FileSystemException): (\S+)[ :].*{FULL}")
@@ -31,6 +32,11 @@ def told(error: BaseException) -> str | None:
         return extra and f"wanted {found[1]}{where}; found none; fix: pip install 'dfn-etl[{extra}]'"
     if isinstance(error, ConnectionRefusedError | ConnectionResetError) or type(error).__name__ == "Py4JNetworkError":
         return "wanted Spark's JVM; found it gone: killed, or out of memory; fix: run again, what was committed stays"
+    if SHORT_OF_MEMORY.search(text):
+        return (
+            "wanted room in memory for a task's rows; found too little; fix: more and smaller tasks, one for two "
+            "million rows: --set 'spark.conf={spark.sql.shuffle.partitions: \"64\"}', or more spark.driver.memory"
+        )
     if FULL in text:
         matches = [found for pattern in (NAMED, WRITTEN) if (found := pattern.search(text))]
         paths = [path for match in matches for path in match.groups() if path]

@@ -35,6 +35,7 @@ from tests.bench import data, ours
 from tests.bench.measure import OUT, MissingError, Rates, Ratio, Side, against, compare, interleaved, report, say
 
 MIN_JACCARD = 0.8
+ROWS_PER_PARTITION = 2_000_000
 PEER_CAPTIONS = 100_000
 """Of which datasketch's rate is taken, with more it falls a little: its tables grow out of the caches."""
 
@@ -179,6 +180,8 @@ def hashes(spark: SparkSession, number: int) -> Path:
 def scale_rows(spark: SparkSession, size: Size) -> list[Ratio]:
     taken: list[tuple[int, Rates, str]] = []
     for number in size.hashes:
+        # As a cluster has more of them than a local session's two: one holds so many rows at once.
+        spark.conf.set("spark.sql.shuffle.partitions", max(2, number // ROWS_PER_PARTITION))
         side = _dedup(spark.read.parquet(str(hashes(spark, number))))
         turns = 1 if taken else size.repetitions
         rates, _ = interleaved({f"{number:,} hashes": side}, repetitions=turns, warm_up=not taken)

@@ -4,6 +4,7 @@ Rows (CPU seconds of the whole process tree, ours / theirs; the session is start
 
     select_vs_duckdb_20m        the cut of `etl/selection/cut.py` and the rows above it written: against duckdb's exact
                                 ORDER BY score DESC, uid LIMIT, written too
+    select_vs_known_cut         against writing the rows above a cut that is known: what finding it adds
     select_vs_spark_orderby     how many times as long Spark's own orderBy.limit takes
     select_100m_vs_20m          five times the rows
     select_1b_vs_100m           ten times, with --large
@@ -51,6 +52,18 @@ def by_cut(spark: SparkSession, source: Path, num_rows: int) -> Side:
         rank, uid = find_cut(rows.select("uid", F.col("score").cast("double").alias("rank")), int(FRACTION * num_rows))
         is_kept = (F.col("score") > rank) | ((F.col("score") == rank) & (F.col("uid") <= uid))
         rows.where(is_kept).write.mode("overwrite").parquet(str(_out("cut")))
+        return 1.0
+
+    return run
+
+
+def by_known_cut(spark: SparkSession, source: Path, kept: Path) -> Side:
+    """The rows above the lowest score of `kept`, with nothing looked for: the least that any way has to do in Spark."""
+    cut = spark.read.parquet(str(kept)).agg(F.min("score")).collect()[0][0]
+
+    def run() -> float:
+        rows = spark.read.parquet(str(source)).where(F.col("score") >= F.lit(cut).cast("float"))
+        rows.write.mode("overwrite").parquet(str(_out("known")))
         return 1.0
 
     return run
@@ -105,6 +118,8 @@ def rows(spark: SparkSession, sizes: tuple[int, ...], repetitions: int) -> list[
     found = {name: seconds(values) for name, values in rates.items()}
     note = same_uids(spark, first)
     made = [compare("select_vs_duckdb_20m", found["cut"], found["duckdb"], SECONDS, "<= 3", note)]
+    known, _ = interleaved({"known": by_known_cut(spark, source, _out("cut"))}, repetitions=repetitions)
+    made.append(compare("select_vs_known_cut", found["cut"], seconds(known["known"]), SECONDS))
     ordered, _ = interleaved({"spark": by_spark(spark, source, first)}, repetitions=1)
     theirs = seconds(ordered["spark"])
     made.append(
@@ -136,7 +151,7 @@ def main() -> None:
     spark = ours.spark_session("local[2]")
     sizes = (20_000_000, 100_000_000, *((10**9,) if given.large else ()))
     made = rows(spark, tuple(size // 100 for size in sizes) if given.quick else sizes, 2 if given.quick else 3)
-    for name in ("cut", "spark"):
+    for name in ("cut", "known", "spark"):
         shutil.rmtree(_out(name), ignore_errors=True)
     report("select-quick" if given.quick else "select", made)
 
