@@ -150,8 +150,8 @@ def test_bytes_that_a_child_reads_count(tmp_path):
 
 def test_shards_are_read_once_by_ingest_and_once_by_all_models(spark, tmp_path):
     encoder, small = tiny_encoder(tmp_path / "encoder"), data.build(60, root=tmp_path)
-    ours.bytes_read(spark, small, encoder, 3)  # workers start, and read what they import
-    found = ours.bytes_read(spark, small, encoder, 3)
+    # In most turns no worker starts, which reads what it imports.
+    found = min(ours.bytes_read(spark, small, encoder, 3) for _ in range(4))
     assert 2 * small.size_bytes <= found < 2.3 * small.size_bytes
 
 

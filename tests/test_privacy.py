@@ -96,10 +96,10 @@ def test_other_pairs_and_odd_twins_are_refused(tiny, version, tmp_path, override
 def test_a_filter_that_was_averaged_is_refused_and_one_that_is_not_there_too(tiny, version, tmp_path):
     project = project_of(tiny, tmp_path)
     with answering(project.tracking_uri):
-        mlflow.set_experiment("averaged")
-        with mlflow.start_run() as run:
-            mlflow.log_params({"kind": "filter", "alpha": 0.5})
         client = mlflow.MlflowClient()
+        run = client.create_run(client.create_experiment("averaged"))
+        for name, value in {"kind": "filter", "alpha": 0.5}.items():
+            client.log_param(run.info.run_id, name, value)
         client.create_registered_model("averaged_filter")
         client.create_model_version("averaged_filter", run.info.artifact_uri, run.info.run_id)
     with pytest.raises(UserError, match="wanted a filter that was trained once"):
