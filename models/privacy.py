@@ -79,8 +79,10 @@ def auc(scores_N: Floats, is_member_N: Flags) -> float:
     """
     num_members = int(is_member_N.sum())
     num_others = len(scores_N) - num_members
-    if not num_members or not num_others or not np.isfinite(scores_N).all():
-        raise ValueError(f"wanted finite scores of members and others; found {num_members} and {num_others}")
+    if not num_members or not num_others:
+        raise ValueError(f"wanted scores of members and others; found {num_members} and {num_others}")
+    if not np.isfinite(scores_N).all():
+        raise ValueError(f"wanted finite scores; found {int((~np.isfinite(scores_N)).sum())} that are not")
     ranks_N = stats.rankdata(scores_N)
     return float((ranks_N[is_member_N].sum() / num_members - (num_members + 1) / 2) / num_others)
 

@@ -120,7 +120,7 @@ def test_a_mistake_in_the_config_is_one_line_and_exit_code_2(dfn, settings, says
         ("select --conf tiny --uids /x --filter cosine", ["wanted --uids or --filter", "found both", "fix:"]),
         ("select --conf tiny --dataset pol --filter /x", ["wanted one of pool, clean, things", "found pol", "fix:"]),
         ("export abc /nowhere --conf tiny --dataset pol", ["wanted one of pool, clean, things", "found pol", "fix:"]),
-        ("export abc /nowhere --conf tiny --pairs-per-shard 0", ["Invalid value for '--pairs-per-shard'"]),
+        ("export abc /nowhere --conf tiny --pairs-per-shard 0", ["Invalid value for '--pairs-per-shard'", "1"]),
         ("train /nowhere", ["wanted --data FOLDER or --selection ID", "found neither"]),
         ("train /nowhere --data /x --selection y", ["wanted --data FOLDER or --selection ID", "found both"]),
         ("train /nowhere --data /x --scale huge", ["wanted a scale of laptop, debug,", "found 'huge'"]),

@@ -12,11 +12,16 @@ from models.privacy import auc, halves, leak
 def test_auc_is_the_share_of_pairs_of_pairs_that_it_ranks_right(rows):
     scores, flags = np.array([row[0] for row in rows], float), np.array([row[1] for row in rows])
     if flags.all() or not flags.any():
-        with pytest.raises(ValueError, match="wanted finite scores of members and others"):
+        with pytest.raises(ValueError, match="wanted scores of members and others"):
             auc(scores, flags)
         return
     won = [(inside > outside) + (inside == outside) / 2 for inside in scores[flags] for outside in scores[~flags]]
     assert auc(scores, flags) == pytest.approx(np.mean(won), abs=1e-12)
+
+
+def test_a_score_that_is_no_number_is_refused():
+    with pytest.raises(ValueError, match="wanted finite scores; found 1 that are not"):
+        auc(np.array([1.0, np.nan, 0.0]), np.array([True, True, False]))
 
 
 def test_each_pair_is_a_member_of_one_twin_of_each_couple_and_couples_differ():

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,7 +26,6 @@ from models.privacy import Leak, halves, leak
 
 VERSION = 1
 """Raise it when the same filter's twins would score otherwise."""
-TAGS = ("privacy_auc", "privacy_auc_calibrated", "privacy")
 
 
 def check(project: Project, uri: str, num_twins: int) -> tuple[str, Leak]:
@@ -49,9 +49,10 @@ def check(project: Project, uri: str, num_twins: int) -> tuple[str, Leak]:
     dataset, data = _learnt_from(loop, params, version)
     config = TrainingConfig.model_validate({field: params[field] for field in TrainingConfig.model_fields})
     found = _found(project, loop, data, config, num_twins)
-    tags = dict(zip(TAGS, (str(found.by_score), str(found.calibrated), json.dumps(asdict(found))), strict=True))
+    tags = {"privacy_auc": str(found.by_score), "privacy_auc_calibrated": str(found.calibrated),
+            "privacy": json.dumps(asdict(found)), "privacy_dataset": dataset}  # fmt: skip
     with answering(project.tracking_uri):
-        registry.set_tags(name, number, {**tags, "privacy_dataset": dataset})
+        registry.set_tags(name, number, tags)
     return version, found
 
 
@@ -68,46 +69,58 @@ def _learnt_from(loop: Loop, params: Mapping[str, str], version: str) -> tuple[s
                     f"{', '.join(datasets)}; fix: --conf of the project that trained it")  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Twins:
+    """Filters of one recipe on halves of `data`, by the scores that they give to all of it."""
+
+    project: Project
+    data: Data
+    pool: Data
+    """By whose statistics the filter was standardised."""
+    config: TrainingConfig
+    folder: Path
+
+    @cached_property
+    def _stats(self) -> Any:
+        from models.data import Vectors
+        from models.train import ImageStats
+
+        return ImageStats.of(Vectors.open(self.pool.vectors))
+
+    def scores(self, number: int, is_member_N: Any) -> Any:
+        """Under one twin: float64, shape N. Made once; the twin itself is not kept."""
+        from models.data import Vectors, open_npy, uid_to_u8
+        from models.filters import Filter
+        from models.train import TrainConfig, train
+
+        path, label = self.folder / f"twin-{number:02}.npy", f"twin {number + 1} of the filter"
+        if path.exists():
+            self.project.say(f"{label:<29} up to date")
+            return open_npy(path)
+        vectors = Vectors.open(self.data.vectors)
+        members = [uid for uid, is_member in zip(vectors.uids, is_member_N, strict=True) if is_member]
+        rows = Vectors.open(self.data.vectors, uid_to_u8(members))
+        recipe = TrainConfig(**self.config.model_dump(), seed=number)
+        with TemporaryDirectory(dir=self.folder) as temporary:
+            out = Path(temporary)
+            done = train(rows, recipe, out / "twin", encoder_record=self.project.encoder[0], stats=self._stats)
+            scores_N = Filter.load(done.folder).score(vectors.image_NI, vectors.text_NT)
+            np.save(out / path.name, scores_N.astype(np.float64))
+            (out / path.name).replace(path)
+        self.project.say(f"{label:<29} {len(members):,} pairs, {recipe.steps} steps in {done.seconds:.1f} s")
+        return open_npy(path)
+
+
 def _found(project: Project, loop: Loop, data: Data, config: TrainingConfig, num_twins: int) -> Leak:
     from models.data import Vectors
 
-    vectors = Vectors.open(data.vectors)
     try:
-        is_member_KN = halves(len(vectors), num_twins)
+        is_member_KN = halves(len(Vectors.open(data.vectors)), num_twins)
     except ValueError as error:
         raise UserError(f"privacy: {error}; fix: --twins, or a larger dataset") from None
     pool = loop.data_of(loop.pool)
     key = digest(VERSION, config.model_dump(), data.content, pool.content, project.encoder[0].version, num_twins)
     folder = project.config.output_folder / "privacy" / key[:12]
     folder.mkdir(parents=True, exist_ok=True)
-    scores = [
-        _scores(project, data, pool, config, number, is_member_N, folder / f"twin-{number:02}.npy")
-        for number, is_member_N in enumerate(is_member_KN)
-    ]
-    return leak(np.stack(scores), is_member_KN)
-
-
-def _scores(project: Project, data: Data, pool: Data, config: TrainingConfig, number: int, is_member_N: Any,
-            path: Path) -> Any:  # fmt: skip
-    """Of all pairs under one twin: float64, shape N. Made once; the twin itself is not kept."""
-    from models.data import Vectors, open_npy, uid_to_u8
-    from models.filters import Filter
-    from models.train import ImageStats, TrainConfig, train
-
-    label = f"twin {number + 1} of the filter"
-    if not path.exists():
-        vectors = Vectors.open(data.vectors)
-        members = [uid for uid, is_member in zip(vectors.uids, is_member_N, strict=True) if is_member]
-        stats = ImageStats.of(Vectors.open(pool.vectors))  # as the filter's own
-        with TemporaryDirectory(dir=path.parent) as temporary:
-            done = train(
-                Vectors.open(data.vectors, uid_to_u8(members)), TrainConfig(**config.model_dump(), seed=number),
-                Path(temporary) / "twin", encoder_record=project.encoder[0], stats=stats,
-            )  # fmt: skip
-            scores_N = Filter.load(done.folder).score(vectors.image_NI, vectors.text_NT)
-            np.save(Path(temporary) / "scores.npy", scores_N.astype(np.float64))
-            (Path(temporary) / "scores.npy").replace(path)
-        project.say(f"{label:<29} {len(members):,} pairs, {config.steps} steps in {done.seconds:.1f} s")
-    else:
-        project.say(f"{label:<29} up to date")
-    return open_npy(path)
+    twins = Twins(project, data, pool, config, folder)
+    return leak(np.stack([twins.scores(*each) for each in enumerate(is_member_KN)]), is_member_KN)
