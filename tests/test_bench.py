@@ -149,10 +149,10 @@ def test_bytes_that_a_child_reads_count(tmp_path):
 
 
 def test_shards_are_read_once_by_ingest_and_once_by_all_models(spark, tmp_path):
-    encoder, small = tiny_encoder(tmp_path / "encoder"), data.build(60, root=tmp_path)
-    # In most turns no worker starts, which reads what it imports.
-    found = min(ours.bytes_read(spark, small, encoder, 3) for _ in range(4))
-    assert 2 * small.size_bytes <= found < 2.3 * small.size_bytes
+    encoder, small, large = tiny_encoder(tmp_path / "encoder"), *(data.build(n, root=tmp_path) for n in (4, 64))
+    found = ours.more_bytes_read(spark, small, large, encoder, 3, turns=4)
+    more = large.size_bytes - small.size_bytes
+    assert 1.95 * more <= found < 2.2 * more
 
 
 def test_flops_are_those_of_the_architecture():

@@ -193,10 +193,10 @@ def overlap(bench: Bench) -> list[Ratio]:
 
 def bytes_read(bench: Bench) -> list[Ratio]:
     small = data.build(100)
-    ours.bytes_read(bench.spark, small, bench.folder, 3)  # workers start, and read what they import
-    found = ours.bytes_read(bench.spark, bench.data, bench.folder, 3)
-    note = "ingest, then two encoders and a third model in one pass. Counted once: it does not vary"
-    return [compare("bytes_read_vs_one_pass", [found / 1e6], [bench.data.size_bytes / 1e6], "MB", "<= 2.05", note)]
+    found = ours.more_bytes_read(bench.spark, small, bench.data, bench.folder, 3, turns=2)
+    more = bench.data.size_bytes - small.size_bytes
+    note = "ingest, then two encoders and a third model in one pass. Counted, not timed"
+    return [compare("bytes_read_vs_one_pass", [found / 1e6], [more / 1e6], "MB", "<= 2.05", note)]
 
 
 def udf(bench: Bench) -> list[Ratio]:

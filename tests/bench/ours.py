@@ -220,7 +220,14 @@ def overlapped(folder: Path, batches: Sequence[Sequence[bytes]], model_seconds: 
     return side
 
 
-def bytes_read(spark: SparkSession, data: Data, folder: Path, num_models: int) -> float:
+def more_bytes_read(spark: SparkSession, small: Data, large: Data, folder: Path, num_models: int, turns: int) -> int:
+    """How many bytes more Python processes read for the larger data, by the turns that read least: what workers read as
+    they start (pyspark 4.0 starts some in each run) is in both."""
+    least = [min(_bytes_read(spark, data, folder, num_models) for _ in range(turns)) for data in (small, large)]
+    return least[1] - least[0]
+
+
+def _bytes_read(spark: SparkSession, data: Data, folder: Path, num_models: int) -> int:
     """Bytes that Python processes read while shards are ingested and their pairs embedded under several encoders."""
     files = [(file.uri, file.size_bytes, file.etag, "shards") for file in list_shards(f"{data.folder}/*.tar")]
     table = spark.createDataFrame(files, "uri string, size_bytes bigint, etag string, reader string")
