@@ -117,7 +117,7 @@ class ImageFacts(NamedTuple):
     height_px: int
     """Width and height as seen: after orientation."""
     phash: int
-    """imagehash's 8x8 DCT: its 64 bits row by row, the first one the sign of a signed 64-bit integer."""
+    """See the function of this name."""
 
 
 def one_line(text: str, limit: int = 200) -> str:
@@ -162,9 +162,18 @@ def decode_rgb(
 def inspect(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageFacts:
     """Format, size and perceptual hash, from one decode. Raises ImageError."""
     image = decode_rgb(data, max_pixels=max_pixels)
-    bits_88 = imagehash.phash(image).hash
-    phash = int.from_bytes(np.packbits(bits_88).tobytes(), "big", signed=True)
-    return ImageFacts(sniff(data), image.width, image.height, phash)
+    return ImageFacts(sniff(data), image.width, image.height, phash(image))
+
+
+def phash(image: Image.Image) -> int:
+    """imagehash's phash, an 8x8 DCT: its 64 bits row by row, the first one the sign of a signed 64-bit integer.
+
+    Under Pillow 13 imagehash's own can differ for tall pictures, see `models/shrink.py`.
+    """
+    from models.shrink import shrink  # numba: where pixels are read
+
+    small = Image.fromarray(shrink(np.asarray(image.convert("L")), 32))  # imagehash would do it, in twice the time
+    return int.from_bytes(np.packbits(imagehash.phash(small).hash).tobytes(), "big", signed=True)
 
 
 def measure(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[str, int, int]:

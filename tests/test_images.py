@@ -255,17 +255,19 @@ def test_as_many_pixels_as_the_cap_are_decoded():
 BOMBS = """
 import resource, sys, time
 from pathlib import Path
-from models.images import ImageError, inspect
+from PIL import Image
+from models.images import ImageError, inspect, phash
 
+phash(Image.new("RGB", (50, 40)))  # numba compiles
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (300 << 20),) * 2)
 for name in sys.argv[1:]:
-    data, start = Path(name).read_bytes(), time.perf_counter()
+    data, start = Path(name).read_bytes(), time.process_time()
     try:
         found = inspect(data)[:3]
     except ImageError as error:
         found = error.status
-    assert time.perf_counter() - start < 2, name
+    assert time.process_time() - start < 2, name
     sys.stdout.write(f"{Path(name).name} {found}\\n")
 """
 

@@ -1,7 +1,8 @@
 """The exact cut of a ranking, at any size: two or three scans, no global sort, and only histograms are collected.
 
-A histogram over the range of ranks finds the bin in which the cut lies; it is refined until the bin holds few rows, and
-these are sorted. Ties are broken by uid, so partitions and order cannot change the result. Reads the frame it is given.
+A histogram of ranks finds the bin in which the cut lies; it is refined until the bin holds few rows, and these are
+sorted: the one scan that reads uids. Ties are broken by uid, so partitions and order cannot change the result. Reads
+the frame it is given.
 """
 
 from __future__ import annotations
@@ -10,11 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
-BINS = 1 << 16
+BINS = 1 << 14
 """Over all groups."""
+REACH = 8.0
+"""The first histogram's bins are of one width, from -8 to 8, so that no scan has to look for the range: scores of
+cosines, draws and ranks lie there. What lies beyond is in the outermost bins, and refined where the cut is there."""
 FEW = 100_000
 """Rows of a group that one task sorts."""
 
@@ -53,11 +58,10 @@ def find_cuts(ranked: DataFrame, num_kept: Mapping[str, int]) -> dict[str, Cut]:
     wanted = {group: num for group, num in num_kept.items() if num}
     if not wanted:
         return {}
-    totals = ranked.where(F.col("group").isin(list(wanted))).groupBy("group")
-    found = totals.agg(F.min("rank").alias("low"), F.max("rank").alias("high"), F.count(F.lit(1)).alias("n")).collect()
-    spans = {r["group"]: _Span(r["low"], r["high"], r["n"], min(wanted[r["group"]], r["n"])) for r in found}
+    groups = ranked.where(F.col("group").isin(list(wanted)))
+    spans = _narrowed(groups, _first_bin(len(wanted)), wanted)
     while wide := {g: s for g, s in spans.items() if s.num_rows > FEW and s.low < s.high}:
-        spans |= _refined(ranked, wide)
+        spans |= _narrowed(_within(ranked, wide), _bin(wide), {g: s.still for g, s in wide.items()})
     few = {group: span for group, span in spans.items() if span.num_rows <= FEW}
     return _sorted(ranked, few) | _among_ties(ranked, {g: s for g, s in spans.items() if g not in few})
 
@@ -73,25 +77,37 @@ def _within(ranked: DataFrame, spans: Mapping[str, _Span]) -> DataFrame:
     return ranked.where(group.isin(list(spans)) & F.col("rank").between(low, high))
 
 
-def _refined(ranked: DataFrame, spans: Mapping[str, _Span]) -> dict[str, _Span]:
-    """The bin of each span in which its cut lies."""
-    bins = max(BINS // len(spans), 64)
-    low = lookup(F.col("group"), {g: s.low for g, s in spans.items()})
-    width = lookup(F.col("group"), {g: s.high - s.low for g, s in spans.items()})
-    place = F.least(F.floor((F.col("rank") - low) / width * bins), F.lit(bins - 1))
-    counted = _within(ranked, spans).groupBy("group", place.alias("bin"))
-    rows = counted.agg(F.count(F.lit(1)).alias("n"), F.min("rank").alias("low"), F.max("rank").alias("high")).collect()
-    refined = {}
-    for group, span in spans.items():
-        still = span.still
-        for row in sorted((r for r in rows if r["group"] == group), key=lambda r: -r["bin"]):
-            if row["n"] >= still:
-                refined[group] = _Span(row["low"], row["high"], row["n"], still)
-                break
-            still -= row["n"]
-        else:
-            raise AssertionError("fewer rows than counted before: the input changed under a pinned version")
-    return refined
+def _bins_of_each(num_groups: int) -> int:
+    """A power of two, of at least 64: a product with it is exact, so that a higher rank is never in a lower bin."""
+    return 1 << max(BINS // num_groups, 64).bit_length() - 1
+
+
+def _first_bin(num_groups: int) -> Column:
+    half = _bins_of_each(num_groups) // 2
+    place = F.col("rank") * F.lit(half / REACH)
+    return F.floor(F.greatest(F.least(place, F.lit(half - 1.0)), F.lit(-float(half))))
+
+
+def _bin(spans: Mapping[str, _Span]) -> Column:
+    bins, group = _bins_of_each(len(spans)), F.col("group")
+    low = lookup(group, {g: s.low for g, s in spans.items()})
+    width = lookup(group, {g: s.high - s.low for g, s in spans.items()})
+    return F.least(F.floor((F.col("rank") - low) / width * bins), F.lit(bins - 1))
+
+
+def _narrowed(rows: DataFrame, bin_: Column, still: Mapping[str, int]) -> dict[str, _Span]:
+    """The bin of each group in which its cut lies, the `still`-th row from above; the lowest, where it has fewer."""
+    counts = F.count(F.lit(1)).alias("n"), F.min("rank").alias("low"), F.max("rank").alias("high")
+    found = rows.groupBy("group", bin_.alias("bin")).agg(*counts).toArrow().to_pandas()
+    spans = {}
+    for group, bins in found.groupby("group"):
+        bins = bins.sort_values("bin", ascending=False)
+        so_far = bins["n"].cumsum().to_numpy()
+        wanted = min(still[group], so_far[-1])
+        at = int(np.searchsorted(so_far, wanted))
+        low, high, num_rows = (bins[name].iat[at] for name in ("low", "high", "n"))
+        spans[group] = _Span(float(low), float(high), int(num_rows), int(wanted - so_far[at] + num_rows))
+    return spans
 
 
 def _sorted(ranked: DataFrame, spans: Mapping[str, _Span]) -> dict[str, Cut]:
@@ -108,6 +124,6 @@ def _among_ties(ranked: DataFrame, spans: Mapping[str, _Span]) -> dict[str, Cut]
     """The cut of each group whose many rows have one rank: ranked by the first 48 bits of the uid instead."""
     if not spans:
         return {}
-    number = -F.conv(F.substring("uid", 1, 12), 16, 10).cast("double")
+    number = -F.conv(F.substring("uid", 1, 12), 16, 10).cast("double") / F.lit(float(1 << 48))
     cuts = find_cuts(_within(ranked, spans).withColumn("rank", number), {g: s.still for g, s in spans.items()})
     return {group: Cut(spans[group].low, cut.uid) for group, cut in cuts.items()}
