@@ -9,14 +9,13 @@ Dimensions: N pictures, B of a batch, H, W, C (red, green, blue), h, w cells of 
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.onnx_session import WEIGHTS, OnnxRecord, Pixels, check_picture, open_session
-from models.records import check_files
+from models.onnx_session import OnnxReader, OnnxRecord, Pixels, check_picture
 
 STRIDE_PX = 4
 """Side of the square that a cell of the model's maps stands for."""
@@ -39,7 +38,6 @@ class FacesRecord(OnnxRecord):
     max_overlap: float = 0.3
     """Intersection over union, above which the box of the lower score is dropped."""
     batch_size: int = 8
-    """Pictures a pass: always that many, the last batch padded."""
 
 
 class Prepared(NamedTuple):
@@ -66,25 +64,14 @@ def prepare(rgb_HWC: Pixels, record: FacesRecord) -> Prepared:
     return Prepared(canvas_HWC, width, height)
 
 
-class FaceReader:
+class FaceReader(OnnxReader[FacesRecord]):
     """The model, on one device; for one thread."""
 
-    def __init__(self, session: Any, record: FacesRecord) -> None:
-        self.record = record
-        self._session = session
-        self._input = session.get_inputs()[0].name
+    kind = FacesRecord
 
-    @classmethod
-    def load(cls, folder: Path, device: str = "cpu", *, num_threads: int = 1) -> Self:
-        """Reads a folder of `build`, onto `cpu` or, where this onnxruntime has CUDA, `cuda:N`.
-
-        Raises:
-            WeightsError: record or weights are missing, cut or altered.
-            ModuleNotFoundError: onnx or onnxruntime is not installed; they are in the extra `train`.
-        """
-        record = FacesRecord.read(folder)
-        check_files(folder, {WEIGHTS: record.weights_sha256})
-        return cls(open_session(_of_any_size(folder / WEIGHTS), device, num_threads=num_threads), record)
+    @staticmethod
+    def _model(path: Path) -> bytes:
+        return _of_any_size(path)
 
     def run(self, prepared: Sequence[Prepared]) -> list[list[Box] | None]:
         """Boxes of each picture, the surest first; None where the model gave no numbers.
@@ -94,16 +81,11 @@ class FaceReader:
         Raises:
             ValueError: a picture of another shape or dtype than `prepare` gives.
         """
-        size, batch_size, found = self.record.size_px, self.record.batch_size, []
-        for start in range(0, len(prepared), batch_size):
-            part = prepared[start : start + batch_size]
-            rgb_BHWC = np.zeros((batch_size, size, size, 3), np.uint8)
-            for place, one in enumerate(part):
-                rgb_HWC = one.canvas_HWC
-                check_picture(rgb_HWC, (size, size, 3))
-                rgb_BHWC[place] = rgb_HWC
+        found: list[list[Box] | None] = []
+        for start, rgb_BHWC in self._batches([one.canvas_HWC for one in prepared]):
             rgb_BCHW = np.ascontiguousarray(rgb_BHWC.transpose(0, 3, 1, 2), np.float32)
             heat, log_size, offset = self._session.run([HEAT, SIZE, OFFSET], {self._input: rgb_BCHW})
+            part = prepared[start : start + len(rgb_BHWC)]
             found += [boxes_of(heat[n], log_size[n], offset[n], one, self.record) for n, one in enumerate(part)]
         return found
 

@@ -9,15 +9,13 @@ Dimensions: N pictures, B of a batch, H, W, C (red, green, blue).
 
 import io
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.onnx_session import WEIGHTS, OnnxRecord, Pixels, check_picture, open_session
-from models.records import check_files
+from models.onnx_session import OnnxReader, OnnxRecord, Pixels, check_picture
 
 
 class NsfwRecord(OnnxRecord):
@@ -34,7 +32,6 @@ class NsfwRecord(OnnxRecord):
     mean_bgr: tuple[float, float, float] = (104.0, 117.0, 123.0)
     """Subtracted from blue, green and red, 0 to 255."""
     batch_size: int = 16
-    """Pictures a pass: always that many, the last batch padded."""
 
 
 def prepare(rgb_HWC: Pixels, record: NsfwRecord) -> Pixels:
@@ -53,25 +50,10 @@ def prepare(rgb_HWC: Pixels, record: NsfwRecord) -> Pixels:
         return np.asarray(again)
 
 
-class NsfwReader:
+class NsfwReader(OnnxReader[NsfwRecord]):
     """The model, on one device; for one thread."""
 
-    def __init__(self, session: Any, record: NsfwRecord) -> None:
-        self.record = record
-        self._session = session
-        self._input = session.get_inputs()[0].name
-
-    @classmethod
-    def load(cls, folder: Path, device: str = "cpu", *, num_threads: int = 1) -> Self:
-        """Reads a folder of `build`, onto `cpu` or, where this onnxruntime has CUDA, `cuda:N`.
-
-        Raises:
-            WeightsError: record or weights are missing, cut or altered.
-            ModuleNotFoundError: onnxruntime is not installed; it is in the extra `train`.
-        """
-        record = NsfwRecord.read(folder)
-        check_files(folder, {WEIGHTS: record.weights_sha256})
-        return cls(open_session(folder / WEIGHTS, device, num_threads=num_threads), record)
+    kind = NsfwRecord
 
     def run(self, prepared: Sequence[Pixels]) -> NDArray[np.float32]:
         """Scores, 0 to 1, higher is less safe: float32, shape N. The batch that a picture is in does not change it.
@@ -79,15 +61,10 @@ class NsfwReader:
         Raises:
             ValueError: a picture of another shape or dtype than `prepare` gives.
         """
-        size, batch_size = self.record.size_px, self.record.batch_size
         scores_N = np.empty(len(prepared), np.float32)
-        for start in range(0, len(prepared), batch_size):
-            part = prepared[start : start + batch_size]
-            rgb_BHWC = np.zeros((batch_size, size, size, 3), np.uint8)
-            for place, rgb_HWC in enumerate(part):
-                check_picture(rgb_HWC, (size, size, 3))
-                rgb_BHWC[place] = rgb_HWC
+        for start, rgb_BHWC in self._batches(prepared):
             bgr_BHWC = rgb_BHWC[..., ::-1].astype(np.float32) - np.array(self.record.mean_bgr, np.float32)
             (safe_and_not_B2,) = self._session.run(None, {self._input: np.ascontiguousarray(bgr_BHWC)})
-            scores_N[start : start + len(part)] = safe_and_not_B2[: len(part), 1]
+            part_N = scores_N[start : start + len(rgb_BHWC)]
+            part_N[:] = safe_and_not_B2[: len(part_N), 1]
         return scores_N

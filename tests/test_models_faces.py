@@ -12,6 +12,7 @@ from etl.samples.corpora import fetch_weights
 from etl.samples.packages import fetch_package
 from models import faces
 from models.faces import FaceReader, FacesRecord, Prepared, boxes_of
+from models.onnx_session import WEIGHTS
 from models.records import WeightsError
 
 RECORD = FacesRecord(weights_sha256="0" * 64)
@@ -128,7 +129,7 @@ def test_the_version_is_that_of_weights_and_settings(folder):
 
 
 def test_cut_weights_are_refused_and_so_is_what_is_no_picture(folder, reader, tmp_path):
-    (tmp_path / faces.WEIGHTS).write_bytes((folder / faces.WEIGHTS).read_bytes()[:-1])
+    (tmp_path / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-1])
     FacesRecord.read(folder).write(tmp_path)
     with pytest.raises(WeightsError, match=r"model\.onnx with sha256 09189dea"):
         FaceReader.load(tmp_path)

@@ -12,6 +12,7 @@ import pytest
 from etl.samples.corpora import fetch_weights
 from models import nsfw
 from models.nsfw import NsfwReader, NsfwRecord
+from models.onnx_session import WEIGHTS
 from models.records import WeightsError
 
 
@@ -72,7 +73,7 @@ def test_the_version_is_that_of_weights_and_settings(folder):
 
 
 def test_cut_weights_are_refused_and_so_is_what_is_no_picture(folder, reader, tmp_path):
-    (tmp_path / nsfw.WEIGHTS).write_bytes((folder / nsfw.WEIGHTS).read_bytes()[:-1])
+    (tmp_path / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-1])
     NsfwRecord.read(folder).write(tmp_path)
     with pytest.raises(WeightsError, match=r"model\.onnx with sha256 864bb37b"):
         NsfwReader.load(tmp_path)
