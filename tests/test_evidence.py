@@ -4,6 +4,7 @@ import json
 import multiprocessing
 from collections import Counter
 from functools import partial
+from xml.etree import ElementTree
 
 import mlflow
 import numpy as np
@@ -285,6 +286,11 @@ def test_the_suite_end_to_end_killed_twice_trains_nothing_twice(tmp_path, mlflow
     page = (output / "report.html").read_text()
     assert page == render(found) and page.count("<svg") > 12 and "nalogue with frozen towers" in page
     assert "<script" not in page and "http" not in page.replace("http-equiv", "")
+    plots = {path.name: ElementTree.parse(path).getroot() for path in (output / "plots").iterdir()}
+    assert {"table1-mixed.svg", "table1-mixed-differences.svg"} <= plots.keys() and len(plots) == page.count("<svg")
+    texts = [text.text for text in plots["table1-mixed.svg"].iter("{http://www.w3.org/2000/svg}text")]
+    assert texts[0] == "Table 1: which filter, mixed" and "binary image text" in texts
+    assert [len(list(root.iter("{http://www.w3.org/2000/svg}style"))) for root in plots.values()] == [1] * len(plots)
     connect(f"sqlite:///{output}/mlflow.db")
     names = Counter(run.info.run_name for run in mlflow.MlflowClient().search_runs(["1"]))
     assert names == {f"{e} seed {s}": 1 for e in suite.config.experiments for s in (0, 1)}

@@ -1,10 +1,14 @@
-"""Plots of the evidence report as inline SVG: intervals about zero, arms, lines, points. Numbers in, markup out."""
+"""Plots of the evidence report as SVG, inline or by themselves: intervals, arms, lines, points. Numbers in, markup out.
+
+Touches nothing; `plots.css` beside is their style.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from importlib import resources
 from math import floor, isfinite, log10
 
 from markupsafe import Markup
@@ -13,7 +17,10 @@ WIDTH = 760.0
 LEFT, RIGHT, ROW = 270.0, 640.0, 26.0  # of rows with a name and an interval
 TOP, BASE, EDGE, END = 16.0, 262.0, 60.0, 590.0  # of lines and points; what is right of END is for names
 COLOURS = 8
-"""Classes c0 to c7 of the page's style sheet."""
+"""Classes c0 to c7 of STYLE."""
+STYLE = resources.files("etl.evidence").joinpath("plots.css").read_text(encoding="utf-8")
+"""Colours, light and dark, of the page and of each plot by itself."""
+MARGIN = 20
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,16 @@ def lines(series: Sequence[Series], *, label: str, x_name: str, y_name: str, is_
         parts += _one_series(one, f"c{number % COLOURS}", lambda value: x(to(value)), y)
     parts += _names(series, y)
     return _svg(parts, BASE + 46, label)
+
+
+def by_itself(plot: Markup, title: str) -> str:
+    """An SVG file: the plot with its style, on paper, under its title."""
+    start, body = plot.split(">", 1)
+    width, height = (float(side) for side in start.split('"')[1].split()[2:])
+    place = f'viewBox="{-MARGIN} {-3 * MARGIN} {width + 2 * MARGIN:g} {height + 4 * MARGIN:g}"'
+    paper = f'<rect class="paper" x="{-MARGIN}" y="{-3 * MARGIN}" width="100%" height="100%"/>'
+    head = f"<style>{STYLE}</style>{paper}{_text(0, -1.5 * MARGIN, title, 'start', 'title')}"
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {place}>{head}{body}\n'
 
 
 def _one_series(one: Series, kind: str, x: Callable[[float], float], y: Callable[[float], float]) -> list[str]:

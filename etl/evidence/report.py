@@ -1,4 +1,5 @@
-"""The page of the evidence suite: summary.json in, one self-contained HTML file out. No script, no network, no Spark.
+"""The page of the evidence suite: summary.json in, one self-contained HTML file out, and each plot as a file beside it.
+No script, no network, no Spark.
 
 `report.html.j2` beside holds the page; this file says what stands on it.
 """
@@ -14,7 +15,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from etl.evidence.experiments import PLACES
-from etl.evidence.plots import Row, Series, lines, rows
+from etl.evidence.plots import STYLE, Row, Series, by_itself, lines, rows
 from models.records import write_whole
 
 TITLES = {
@@ -28,16 +29,29 @@ POINTS_SHOWN = 3
 
 
 def write(summary: Mapping[str, Any], path: Path) -> None:
+    """The page, and plots/CLAIM-POOL.svg and plots/CLAIM-POOL-differences.svg beside it."""
     write_whole(path, render(summary))
+    folder = path.parent / "plots"
+    folder.mkdir(exist_ok=True)
+    for name, pools in _all_plots(summary).items():
+        for pool, plots in pools.items():
+            for (_, plot), suffix in zip(plots, ("", "-differences"), strict=False):
+                if plot:
+                    write_whole(folder / f"{name}-{pool}{suffix}.svg", by_itself(plot, f"{TITLES[name]}, {pool}"))
 
 
 def render(summary: Mapping[str, Any]) -> str:
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page.filters |= {"number": _number, "p": _p, "verdict": lambda holds: VERDICTS[holds]}
     template = page.from_string(resources.files("etl.evidence").joinpath("report.html.j2").read_text(encoding="utf-8"))
+    plots, style = _all_plots(summary), Markup(STYLE)  # noqa: S704  (our own)
+    return template.render(s=summary, titles=TITLES, shown=list(plots), plots=plots, plot_style=style)
+
+
+def _all_plots(summary: Mapping[str, Any]) -> dict[str, dict[str, list[tuple[str, Markup]]]]:
+    """Claim -> pool -> its plots, in the page's order."""
     shown = [name for name in TITLES if name in summary["tables"]]
-    plots = {name: {pool: _plots(summary, name, pool) for pool in summary["tables"][name]} for name in shown}
-    return template.render(s=summary, titles=TITLES, shown=shown, plots=plots)
+    return {name: {pool: _plots(summary, name, pool) for pool in summary["tables"][name]} for name in shown}
 
 
 def _number(value: float | None) -> str:
