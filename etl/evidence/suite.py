@@ -1,7 +1,8 @@
 """The whole suite: base, choices on the development set, experiments in order, claims, report; resumable at any point.
 
 What is done is on disk by its content (`jobs.key_of`) and is not trained again. Touches OUTPUT through its parts,
-writes OUTPUT/{chosen,summary}.json, report.html and plots/ after each experiment, and an MLflow run per experiment and seed.
+writes OUTPUT/{chosen,summary}.json, report.html and plots/ after each experiment, and an MLflow run per experiment and
+seed.
 """
 
 from __future__ import annotations
