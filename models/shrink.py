@@ -32,7 +32,7 @@ def _narrowed(grey_HW: Grey, width_px: int) -> Grey:
     return _along_rows(np.ascontiguousarray(grey_HW), *weights(grey_HW.shape[1], width_px))  # type: ignore[no-any-return]
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=512)  # 12 kB each for 512 px
 def weights(in_px: int, out_px: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
     """ends_O2, the first pixel that each output pixel looks at and the one after the last; weights_OK of those."""
     return _weights(in_px, out_px)  # type: ignore[no-any-return]
