@@ -22,7 +22,8 @@ from test_models_spool import Server
 from etl.config import load
 from etl.store import Store
 
-VICTIMS = ("driver", "worker", "executor", "MLflow server")
+SERVER = "MLflow server"
+VICTIMS = ("driver", "worker", "executor", SERVER)
 PAUSE_SECONDS = 5, 60
 """Between kills: at random, so that they meet starts (a quarter to half a minute), stages, training and the gate."""
 MLFLOW_IS_AWAY_SECONDS = 0, 10
@@ -59,6 +60,13 @@ class Round:
         said = [line.split() for line in self.log.read_text(errors="replace").splitlines() if " s  " in line]
         return said[-1][2] if said and len(said[-1]) > 2 else "start"
 
+    def ended_within(self, seconds: float) -> int | None:
+        """Its exit code, at once when it ends; None where it still runs."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
     def end(self) -> None:
         for pid in running_in(self.process.pid):
             os.kill(pid, signal.SIGKILL)
@@ -69,19 +77,17 @@ class Round:
 
 
 def kill_one(round_: Round, server: Server, draw: random.Random) -> str:
-    """Who was killed; '' where nobody of the kind that was drawn ran. A server is away for seconds."""
-    who = draw.choice(VICTIMS)
-    if who == "MLflow server":
+    """Who was killed, of those that run; '' where it ended by itself meanwhile. A server is away for seconds."""
+    who = draw.choice([who for who in VICTIMS if who == SERVER or round_.victims(who)])
+    if who == SERVER:
         server.kill()
         time.sleep(draw.uniform(*MLFLOW_IS_AWAY_SECONDS))
         server.start()
         return who
     victims = round_.victims(who)
-    if not victims:
-        return ""
     try:
         os.kill(draw.choice(victims), signal.SIGKILL)
-    except ProcessLookupError:  # it ended meanwhile
+    except (IndexError, ProcessLookupError):
         return ""
     return who
 
@@ -114,17 +120,15 @@ def test_rounds_that_are_killed_at_random_end_as_one_that_is_not(spark, tmp_path
     try:
         while len(kills) < num_kills:
             current = Round(tmp_path / f"round-{num_rounds}", server.uri)
-            while True:
-                time.sleep(draw.uniform(*PAUSE_SECONDS))
-                if current.process.poll() is None and len(kills) < num_kills:
-                    if who := kill_one(current, server, draw):
-                        kills.append((who, current.last_said()))
-                        sys.stderr.write(f"soak: {time.monotonic() - begun:5.0f} s  kill {len(kills)}: {kills[-1]}\n")
-                elif current.process.wait(1500) == 0:
-                    break
-                else:
+            while (code := current.ended_within(draw.uniform(*PAUSE_SECONDS) if len(kills) < num_kills else 1500)) != 0:
+                if code is not None:
                     current.end()
                     current.begin()
+                    continue
+                assert len(kills) < num_kills, current.log.read_text()[-4000:]
+                if who := kill_one(current, server, draw):
+                    kills.append((who, current.last_said()))
+                    sys.stderr.write(f"soak: {time.monotonic() - begun:5.0f} s  kill {len(kills)}: {kills[-1]}\n")
             current.begin()  # what waited for MLflow, which may have been away at the end, is decided now
             current.to_its_end()
             assert differing(tables(current), expected) == [], f"seed {seed}, round {num_rounds}, {kills}"
