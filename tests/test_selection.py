@@ -221,13 +221,16 @@ def test_the_hash_tells_null_from_text_and_one_row_twice_from_once(spark):
     assert fold_hash(None, None) == "0" * 32
 
 
-@pytest.mark.parametrize("few", [1, 5, 1000])
-def test_the_cut_of_each_group_is_that_of_a_sort_of_it(spark, monkeypatch, few):
+@pytest.mark.parametrize(
+    ("few", "kind"),
+    [(1, "normal"), (5, "normal"), (1000, "normal"), (1, "huge"), (1, "close"), (5, "outlier"), (1, "zeros")],
+)
+def test_the_cut_of_each_group_is_that_of_a_sort_of_it(spark, monkeypatch, few, kind):
     """With FEW small, every group is refined by histograms first, and many equals by their uids."""
     monkeypatch.setattr(cut, "FEW", few)
     rng = np.random.default_rng(few)
     groups = rng.choice(["", "de", "en"], 400, p=[0.1, 0.3, 0.6])
-    uids, scores = random_uids(rng, 400), np.where(rng.random(400) < 0.3, 0.5, scores_like(rng, "normal", 400))
+    uids, scores = random_uids(rng, 400), np.where(rng.random(400) < 0.3, 0.5, scores_like(rng, kind, 400))
     rows = list(zip(groups.tolist(), scores.tolist(), uids, strict=True))
     ranked = spark.createDataFrame(rows, "group string, rank double, uid string").repartition(3)
     sizes = {group: sum(g == group for g in groups) for group in ("", "de", "en")}
