@@ -243,6 +243,15 @@ def test_the_cut_of_each_group_is_that_of_a_sort_of_it(spark, monkeypatch, few, 
         assert (cut_.uid, cut_.rank) == (last, {u: r for r, u in own}[last])
 
 
+def test_rows_that_change_between_two_scans_are_told(spark, monkeypatch):
+    """Not an endless search, and no cut of other rows."""
+    monkeypatch.setattr(cut, "FEW", 1)
+    monkeypatch.setattr(cut, "_within", lambda ranked, spans: ranked.where("rank < 0.0001"))
+    ranked = spark.range(50).selectExpr("'' AS `group`", "id / 100000 AS rank", "lpad(hex(id), 32, '0') AS uid")
+    with pytest.raises(AssertionError, match="changed under a pinned version"):
+        find_cuts(ranked, {"": 40})
+
+
 def test_quotas_are_taken_of_each_group_by_itself(spark):
     languages = [["en", "de", None][n % 3] for n in range(60)]
     pairs = [{"uid": uid(n), "status": "ok"} for n in range(60)]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
@@ -58,10 +59,13 @@ def find_cuts(ranked: DataFrame, num_kept: Mapping[str, int]) -> dict[str, Cut]:
     wanted = {group: num for group, num in num_kept.items() if num}
     if not wanted:
         return {}
-    groups = ranked.where(F.col("group").isin(list(wanted)))
-    spans = _narrowed(groups, _first_bin(len(wanted)), wanted)
+    counted = _counted(ranked.where(F.col("group").isin(list(wanted))), _first_bin(len(wanted)))
+    spans = {group: _holding(bins, min(wanted[group], int(bins["n"].sum()))) for group, bins in counted.items()}
     while wide := {g: s for g, s in spans.items() if s.num_rows > FEW and s.low < s.high}:
-        spans |= _narrowed(_within(ranked, wide), _bin(wide), {g: s.still for g, s in wide.items()})
+        counted = _counted(_within(ranked, wide), _bin(wide))
+        if {group: bins["n"].sum() for group, bins in counted.items()} != {g: s.num_rows for g, s in wide.items()}:
+            raise AssertionError("other rows than counted before: the input changed under a pinned version")
+        spans |= {group: _holding(bins, wide[group].still) for group, bins in counted.items()}
     few = {group: span for group, span in spans.items() if span.num_rows <= FEW}
     return _sorted(ranked, few) | _among_ties(ranked, {g: s for g, s in spans.items() if g not in few})
 
@@ -78,7 +82,7 @@ def _within(ranked: DataFrame, spans: Mapping[str, _Span]) -> DataFrame:
 
 
 def _bins_of_each(num_groups: int) -> int:
-    """A power of two, of at least 64: a product with it is exact, so that a higher rank is never in a lower bin."""
+    """A power of two, of at least 64: a rank times it is exact, so that the first bins hold what their ends say."""
     return 1 << max(BINS // num_groups, 64).bit_length() - 1
 
 
@@ -95,19 +99,20 @@ def _bin(spans: Mapping[str, _Span]) -> Column:
     return F.least(F.floor((F.col("rank") - low) / width * bins), F.lit(bins - 1))
 
 
-def _narrowed(rows: DataFrame, bin_: Column, still: Mapping[str, int]) -> dict[str, _Span]:
-    """The bin of each group in which its cut lies, the `still`-th row from above; the lowest, where it has fewer."""
+def _counted(rows: DataFrame, bin_: Column) -> dict[str, pd.DataFrame]:
+    """Group -> (bin, n, low, high) of the bins that have rows."""
     counts = F.count(F.lit(1)).alias("n"), F.min("rank").alias("low"), F.max("rank").alias("high")
     found = rows.groupBy("group", bin_.alias("bin")).agg(*counts).toArrow().to_pandas()
-    spans = {}
-    for group, bins in found.groupby("group"):
-        bins = bins.sort_values("bin", ascending=False)
-        so_far = bins["n"].cumsum().to_numpy()
-        wanted = min(still[group], so_far[-1])
-        at = int(np.searchsorted(so_far, wanted))
-        low, high, num_rows = (bins[name].iat[at] for name in ("low", "high", "n"))
-        spans[group] = _Span(float(low), float(high), int(num_rows), int(wanted - so_far[at] + num_rows))
-    return spans
+    return dict(iter(found.groupby("group")))
+
+
+def _holding(bins: pd.DataFrame, still: int) -> _Span:
+    """The bin that holds the `still`-th row from above."""
+    bins = bins.sort_values("bin", ascending=False)
+    so_far = bins["n"].cumsum().to_numpy()
+    at = int(np.searchsorted(so_far, still))
+    low, high, num_rows = (bins[name].iat[at] for name in ("low", "high", "n"))
+    return _Span(float(low), float(high), int(num_rows), int(still - so_far[at] + num_rows))
 
 
 def _sorted(ranked: DataFrame, spans: Mapping[str, _Span]) -> dict[str, Cut]:
