@@ -28,7 +28,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-import imagehash
 import numpy as np
 from PIL import Image
 
@@ -117,7 +116,7 @@ class ImageFacts(NamedTuple):
     height_px: int
     """Width and height as seen: after orientation."""
     phash: int
-    """See the function of this name."""
+    """See `models/phash.py`."""
 
 
 def one_line(text: str, limit: int = 200) -> str:
@@ -161,19 +160,10 @@ def decode_rgb(
 
 def inspect(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageFacts:
     """Format, size and perceptual hash, from one decode. Raises ImageError."""
+    from models.phash import phash  # numba: where pixels are read
+
     image = decode_rgb(data, max_pixels=max_pixels)
     return ImageFacts(sniff(data), image.width, image.height, phash(image))
-
-
-def phash(image: Image.Image) -> int:
-    """imagehash's phash, an 8x8 DCT: its 64 bits row by row, the first one the sign of a signed 64-bit integer.
-
-    Under Pillow 13 imagehash's own can differ for tall pictures, see `models/shrink.py`.
-    """
-    from models.shrink import shrink  # numba: where pixels are read
-
-    small = Image.fromarray(shrink(np.asarray(image.convert("L")), 32))  # imagehash would do it, in twice the time
-    return int.from_bytes(np.packbits(imagehash.phash(small).hash).tobytes(), "big", signed=True)
 
 
 def measure(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[str, int, int]:

@@ -31,9 +31,7 @@ from models.records import EncoderRecord, RegistryError, whole_folder
 CHAMPION = "champion"  # the alias that the gate moves
 SERVING = "serving"  # the alias that a backfill moves: its scores cover the pool
 # What the registered models import.
-PACKAGES = (
-    "imagehash mlflow numpy open-clip-torch pandas pillow pydantic safetensors timm torch torchvision transformers"
-)
+PACKAGES = "mlflow numpy open-clip-torch pandas pillow pydantic safetensors timm torch torchvision transformers"
 FILTER_SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec("binary", "image"), ColSpec("string", "text")]), outputs=Schema([ColSpec("float", "score")])
 )

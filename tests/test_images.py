@@ -256,7 +256,8 @@ BOMBS = """
 import resource, sys, time
 from pathlib import Path
 from PIL import Image
-from models.images import ImageError, inspect, phash
+from models.images import ImageError, inspect
+from models.phash import phash
 
 phash(Image.new("RGB", (50, 40)))  # numba compiles
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-import models.images
+import models.phash
 from etl.shards import scan
 from etl.stage import content_hash, fold_hash
 from etl.stages import dedup
@@ -141,12 +141,12 @@ def photo_rows(spark: SparkSession, size: Size) -> list[Ratio]:
         return float(sum(1 for shard in sorted(folder.glob("*.tar")) for _ in scan(str(shard))))
 
     def without_hash() -> float:
-        own = models.images.phash
-        models.images.phash = lambda image: 0
+        own = models.phash.phash
+        models.phash.phash = lambda image: 0
         try:
             return scanned()
         finally:
-            models.images.phash = own
+            models.phash.phash = own
 
     rates, _ = interleaved({"with": scanned, "without": without_hash}, repetitions=max(size.repetitions, 3))
     taken = [[1e3 / rate for rate in rates[name]] for name in ("with", "without")]
