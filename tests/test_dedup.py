@@ -29,6 +29,7 @@ from etl.stage import UserError
 from etl.stages import dedup
 from etl.stages.dedup import METHODS, Config
 from etl.tables import DUPLICATES, PAIRS
+from models import buckets
 
 ALL = Config(methods=METHODS)
 
@@ -268,21 +269,22 @@ def test_canonical_urls_and_normal_texts(spark):
 
 
 ENTRIES = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 12)), max_size=40)
+SKETCHES = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 2**64 - 1)), min_size=13, max_size=13)
+"""Two words of each id."""
+NONE_FAR = [(0, 0)] * 13
 
 
-def pairs_of(entries, num_new: int, all_pairs: int, far: frozenset = frozenset()) -> set[tuple[int, int]]:
-    """`far`: pairs of ids that are no candidates."""
-    keys, ids = (np.array([entry[n] for entry in entries], np.uint64) for n in (0, 1))
-
-    def is_close(firsts, seconds):
-        return np.array([{a, b} not in far for a, b in zip(ids[firsts], ids[seconds], strict=True)], bool)
-
+def pairs_of(entries, num_new: int, all_pairs: int, sketches=NONE_FAR, most_bits: int = 0) -> set[tuple[int, int]]:
+    rows = [(key, id_, *sketches[id_]) for key, id_ in entries]
+    entries_CN = np.array(rows, np.uint64).reshape(-1, 4).T.copy()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(etl.dedup.near, "ALL_PAIRS", all_pairs)
-        ends = [end.tolist() for end in etl.dedup.near.bucket_pairs(keys, ids, num_new, is_close)]
-    found = set(zip(*ends, strict=True))
-    assert len({(min(pair), max(pair)) for pair in found}) == len(found)
-    return found
+        patch.setattr(buckets, "ALL_PAIRS", all_pairs)
+        ends = [end.tolist() for end in buckets.close_pairs(entries_CN, num_new, most_bits)]
+    found = list(zip(*ends, strict=True))
+    in_bucket = [key for a, b in set(found) for key in range(5) if {(key, a), (key, b)} <= set(entries)]
+    assert all(a < b for a, b in found)
+    assert len(found) <= len(in_bucket)
+    return set(found)
 
 
 @settings(max_examples=100, deadline=None)
@@ -296,11 +298,14 @@ def test_all_pairs_with_a_new_entry_of_small_buckets_and_a_few_of_large_ones(ent
     assert pairs_of(entries, num_new, all_pairs) == expected
 
 
-@settings(max_examples=50, deadline=None)
-@given(ENTRIES, st.integers(1, 6), st.integers(0, 40), st.frozensets(st.frozensets(st.integers(0, 12), max_size=2)))
-def test_pairs_that_are_not_close_are_none(entries, all_pairs, num_new, far):
-    expected = {(a, b) for a, b in pairs_of(entries, num_new, all_pairs) if {a, b} not in far}
-    assert pairs_of(entries, num_new, all_pairs, far) == expected
+@settings(max_examples=100, deadline=None)
+@given(ENTRIES, st.integers(1, 6), st.integers(0, 40), SKETCHES, st.integers(0, 66))
+def test_pairs_whose_sketches_are_not_close_are_none(entries, all_pairs, num_new, sketches, most_bits):
+    def apart(a: int, b: int) -> int:
+        return sum((one ^ other).bit_count() for one, other in zip(sketches[a], sketches[b], strict=True))
+
+    expected = {(a, b) for a, b in pairs_of(entries, num_new, all_pairs) if apart(a, b) <= most_bits}
+    assert pairs_of(entries, num_new, all_pairs, sketches, most_bits) == expected
 
 
 @settings(max_examples=100, deadline=None)
@@ -308,6 +313,26 @@ def test_pairs_that_are_not_close_are_none(entries, all_pairs, num_new, far):
 def test_entries_that_come_later_lose_no_pair_of_a_bucket(entries, all_pairs, num_new):
     before = pairs_of(entries[num_new:], len(entries), all_pairs)
     assert pairs_of(entries, len(entries), all_pairs) <= before | pairs_of(entries, num_new, all_pairs)
+
+
+def test_more_pairs_than_there_was_room_for():
+    """Of a bucket of 300: each with the 100 before it and the smallest, whatever sizes the result grew through."""
+    entries_CN = np.vstack([np.zeros(300), np.arange(300), np.zeros((2, 300))]).astype(np.uint64)
+    found = list(zip(*(end.tolist() for end in buckets.close_pairs(entries_CN, 300, 0)), strict=True))
+    assert sorted(found) == [(a, b) for a in range(300) for b in range(a + 1, 300) if b - a <= 100 or a == 0]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 2**64 - 1), max_size=50), st.integers(1, 9))
+def test_slices_hold_every_entry_once_and_equal_keys_together(keys, num_slices):
+    keys_N = np.array(keys, np.uint64)
+    entries_CN = np.vstack([keys_N, np.arange(len(keys), dtype=np.uint64)])
+    cut = list(buckets.into_slices(keys_N, entries_CN, num_slices))
+    assert all(0 <= number < num_slices and is_kept for number, part in cut for is_kept in (np.diff(part[1]) > 0))
+    whole = np.concatenate([part for _, part in cut], axis=1) if cut else entries_CN
+    assert np.array_equal(whole[:, np.argsort(whole[1])], entries_CN)
+    where = [{number for number, part in cut if key in part[0]} for key in keys_N]
+    assert all(len(numbers) == 1 for numbers in where)
 
 
 # --- skew, measured by Spark

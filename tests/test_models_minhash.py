@@ -115,9 +115,9 @@ def test_bits_of_sketches_agree_as_often_as_half_of_captions_and_their_jaccard_s
 @pytest.mark.parametrize("limit", [0.5, 0.8, 0.95])
 def test_bands_find_nearly_all_pairs_at_the_threshold(limit):
     bands = banding(limit)
-    assert bands.num_bands * bands.num_rows <= minhash.NUM_HASHES
-    assert bands.recall(limit) >= minhash.RECALL
-    longer = Banding(minhash.NUM_HASHES // (bands.num_rows + 1), bands.num_rows + 1)
+    assert bands.num_bands * bands.num_rows <= minhash.BAND_HASHES
+    assert bands.recall(limit) >= minhash.RECALL > Banding(bands.num_bands - 1, bands.num_rows).recall(limit)
+    longer = Banding(minhash.BAND_HASHES // (bands.num_rows + 1), bands.num_rows + 1)
     assert longer.recall(limit) < minhash.RECALL
     draw = random.Random(5)
     times = 4 if limit > 0.9 else 1  # a word of a long caption is a small part of it

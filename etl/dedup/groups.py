@@ -13,6 +13,7 @@ from pyspark.sql import functions as F
 
 from etl.dedup.components import components
 from etl.dedup.skew import MANY, spread_join
+from etl.stage import for_join
 
 Edges = Callable[[DataFrame], DataFrame]
 """Of (value, rep, id, is_new): (uid_a, uid_b), edges between reps of which one is new. `id`: 64 bits of the value, that
@@ -24,7 +25,7 @@ Distance = Callable[[str, str], Column]
 
 def equal_groups(rows: DataFrame) -> DataFrame:
     """(uid, group_uid, distance) of the rows whose value another row has. `rows`: (uid, value), no NULL."""
-    shared = collapsed(rows).where("num_rows > 1").withColumnRenamed("rep", "group_uid")
+    shared = collapsed(rows).where("num_rows > 1").withColumn("group_uid", F.col("rep"))
     return _members(rows, shared.withColumn("distance", F.lit(0.0)))
 
 
@@ -40,11 +41,13 @@ def near_groups(rows: DataFrame, edges: Edges, distance: Distance) -> DataFrame:
     values = collapsed(rows).localCheckpoint()
     groups = components(edges(with_id(values, is_new=True))).withColumnRenamed("uid", "rep").localCheckpoint()
     named = values.join(groups, on="rep", how="left").where("num_rows > 1 OR group_uid IS NOT NULL")
-    named = named.select("value", "num_rows", F.coalesce("group_uid", "rep").alias("group_uid")).localCheckpoint()
+    named = named.withColumn("group_uid", F.coalesce("group_uid", "rep")).localCheckpoint()
     sizes = named.groupBy("group_uid").agg(F.count(F.lit(1)).alias("size")).localCheckpoint()
-    centres = values.select(F.col("rep").alias("group_uid"), F.col("value").alias("group_value"))
-    named = spread_join(named, centres, "group_uid", sizes.where(F.col("size") > MANY))
-    return _members(rows, named.withColumn("distance", distance("value", "group_value")))
+    is_centre = F.col("rep") == F.col("group_uid")  # its own, and the only one whose distance nobody has to measure
+    centres = named.where(is_centre).select("group_uid", F.col("value").alias("group_value"))
+    others = spread_join(named.where(~is_centre), centres, "group_uid", sizes.where(F.col("size") > MANY))
+    others = others.withColumn("distance", distance("value", "group_value")).drop("group_value")
+    return _members(rows, others.unionByName(named.where(is_centre).withColumn("distance", F.lit(0.0))))
 
 
 def with_id(values: DataFrame, *, is_new: bool) -> DataFrame:
@@ -58,7 +61,9 @@ def collapsed(rows: DataFrame) -> DataFrame:
 
 
 def _members(rows: DataFrame, named: DataFrame) -> DataFrame:
-    """The rows of (value, num_rows, group_uid, distance)."""
-    named = named.select("value", "num_rows", "group_uid", F.col("distance").cast("float")).localCheckpoint()
-    joined = spread_join(rows, named.drop("num_rows"), "value", named.where(F.col("num_rows") > MANY))
-    return joined.select("uid", "group_uid", "distance")
+    """The rows of (value, rep, num_rows, group_uid, distance): a value of one row is that of its rep."""
+    named = named.withColumn("distance", F.col("distance").cast("float")).localCheckpoint()
+    several = for_join(named.where("num_rows > 1").select("value", "num_rows", "group_uid", "distance"))
+    joined = spread_join(rows, several.drop("num_rows"), "value", several.where(F.col("num_rows") > MANY))
+    single = named.where("num_rows = 1").withColumnRenamed("rep", "uid")
+    return joined.select("uid", "group_uid", "distance").unionByName(single.select("uid", "group_uid", "distance"))

@@ -20,7 +20,7 @@ from etl.stage import tasks
 
 Numbers = npt.NDArray[np.uint64]
 Scatter = Callable[[pa.Table], Iterator[tuple[int, Numbers]]]
-"""Rows -> (part, values_CN): N entries of C numbers each."""
+"""Rows -> (part, values_CN): N entries of C numbers each, copied before the next is asked for."""
 Find = Callable[[int, Numbers, int], tuple[Numbers, Numbers]]
 """(part, values_CN of all rows, how many of them, at the start, are new) -> links (from, to), each with a new end."""
 SCATTER_ROWS = 200_000
@@ -37,36 +37,31 @@ def slices(num_rows: int) -> int:
     return -(-num_rows // PART_ENTRIES) or 1
 
 
-def sliced(keys_N: Numbers, num_slices: int) -> npt.NDArray[np.int64]:
-    """The slice of each key, 0 to num_slices - 1: equal keys are in one."""
-    mixed = keys_N * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(32)
-    return (mixed % np.uint64(num_slices)).astype(np.int64)
+def scattered(rows: DataFrame, scatter: Scatter) -> DataFrame:
+    """(part, is_new, num_columns, entries): what `scatter` makes of the rows. `rows`: with a column is_new."""
 
-
-def links_within_parts(rows: DataFrame, scatter: Scatter, find: Find, num_parts: int) -> DataFrame:
-    """(id_a, id_b): what `find` finds in each part of what `scatter` makes of the rows. `rows`: with a column is_new.
-
-    A task holds one part at a time, and the parts are spread by a hash of their number.
-    """
-    num_tasks = max(tasks(None, rows), -(-num_parts // PARTS_PER_TASK))
-    # Python: bytes are sorted by numpy, a hundred times as fast as rows.
-    scattered = rows.mapInArrow(_scattered(scatter), PARTS)
-    placed = scattered.repartition(num_tasks, "part").sortWithinPartitions("part", F.desc("is_new"))
-    # Python: candidates are compared by a kernel over arrays.
-    return placed.mapInArrow(_found(find), LINKS)
-
-
-def _scattered(scatter: Scatter) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for table in _tables(batches):
             for is_new, some in _by_age(table):
-                rows = [(part, is_new, len(values_CN), values_CN.tobytes()) for part, values_CN in scatter(some)]
-                columns = zip(*rows, strict=True) if rows else ((),) * 4
+                made = [(part, is_new, len(values_CN), values_CN.tobytes()) for part, values_CN in scatter(some)]
+                columns = zip(*made, strict=True) if made else ((),) * 4
                 kinds = (pa.int32(), pa.bool_(), pa.int32(), pa.binary())
                 yield pa.record_batch([pa.array(c, k) for c, k in zip(columns, kinds, strict=True)],
                                       names=["part", "is_new", "num_columns", "entries"])  # fmt: skip
 
-    return run
+    # Python: bytes are sorted by numpy, a hundred times as fast as rows.
+    return rows.mapInArrow(run, PARTS)
+
+
+def links_within_parts(entries: DataFrame, find: Find, num_parts: int) -> DataFrame:
+    """(id_a, id_b): what `find` finds in each part of what was scattered.
+
+    A task holds one part at a time, and the parts are spread by a hash of their number.
+    """
+    num_tasks = max(tasks(None, entries), -(-num_parts // PARTS_PER_TASK))
+    placed = entries.repartition(num_tasks, "part").sortWithinPartitions("part", F.desc("is_new"))
+    # Python: candidates are compared by a kernel over arrays.
+    return placed.mapInArrow(_found(find), LINKS)
 
 
 def _by_age(table: pa.Table) -> Iterator[tuple[bool, pa.Table]]:
