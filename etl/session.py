@@ -56,8 +56,6 @@ def session(name: str = "dfn", *, master: str = "local[2,4]", conf: Mapping[str,
         **({"spark.jars": ",".join(map(str, jars))} if jars and not is_local else {}),
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.execution.arrow.pyspark.enabled": "true",
-        # Joins of partitions that fit need no sort: dedup takes a tenth less. 64 MB, compressed, of a task's 2 GB.
-        "spark.sql.adaptive.maxShuffledHashJoinLocalMapThreshold": "64m",
         **({**FAST_LOCAL, **_class_path(jars)} if is_local else {}),
         **(conf or {}),
     }

@@ -36,7 +36,8 @@ def phash_links(values: DataFrame, max_bits: int) -> DataFrame:
     def find(part: int, hashes_1N: Numbers, num_new: int) -> tuple[Numbers, Numbers]:
         from models import hamming
 
-        distinct = np.concatenate([hashes_1N[0, :num_new], np.unique(hashes_1N[0, num_new:])])
+        old_N = np.sort(hashes_1N[0, num_new:])  # numpy's own `unique` counts by a table, in ten times the time
+        distinct = np.concatenate([hashes_1N[0, :num_new], old_N[:1], old_N[1:][old_N[1:] != old_N[:-1]]])
         return hamming.forest(distinct, max_bits, hamming.bands(max_bits)[part // num_slices], num_new)
 
     entries = scattered(values.select("value", "is_new"), scatter)
