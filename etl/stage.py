@@ -128,10 +128,16 @@ def tasks(number: int | None, frame: DataFrame) -> int:
     return number or int(frame.sparkSession.conf.get("spark.sql.shuffle.partitions") or 1)
 
 
-def for_join(marks: DataFrame, max_rows: int = 200_000) -> DataFrame:
-    """`marks`, computed now; sent to every task where they are few, so that what they are joined to is not shuffled."""
+def for_join(marks: DataFrame, max_rows: int = 200_000, max_bytes: int = 128 << 20) -> DataFrame:
+    """`marks`, computed now; sent to every task where they are few, so that what they are joined to is not shuffled.
+
+    `max_bytes`: of their strings, since a caption can have a megabyte.
+    """
     found = marks.localCheckpoint()
-    return F.broadcast(found) if found.limit(max_rows + 1).count() <= max_rows else found
+    lengths = [F.coalesce(F.octet_length(name), F.lit(0)) for name, kind in found.dtypes if kind == "string"]
+    sizes = F.count(F.lit(1)).alias("rows"), F.coalesce(F.sum(sum(lengths, F.lit(0))), F.lit(0)).alias("bytes")
+    num = found.limit(max_rows + 1).agg(*sizes).collect()[0]
+    return F.broadcast(found) if num["rows"] <= max_rows and num["bytes"] <= max_bytes else found
 
 
 def series_udf(function: Callable[..., Any], returns: str) -> Callable[..., Column]:

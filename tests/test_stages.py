@@ -7,10 +7,11 @@ from importlib.resources import files
 import numpy as np
 import pytest
 from helpers import frame, rows_of, schema_of, uid
+from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 from test_models_filters import encoder_record, random_heads
 
-from etl.stage import conform
+from etl.stage import conform, for_join
 from etl.stages import decontaminate, dedup, score, signals
 from etl.tables import (
     CONTAMINATED,
@@ -27,6 +28,25 @@ from models.filters import Filter, save_filter
 from models.records import sha256_file
 
 PARTITIONS = (1, 4, 13)
+
+
+@pytest.mark.parametrize(
+    ("texts", "is_sent"),
+    [
+        ([], True),
+        (["a", None, "b"], True),
+        (["a", "b", "c", "d"], False),
+        (["ééééé", "b"], True),
+        (["ééééé", "bc"], False),
+    ],
+)
+def test_marks_are_sent_to_every_task_where_they_are_few_and_short(spark, texts, is_sent):
+    marks = spark.createDataFrame([(text, n) for n, text in enumerate(texts)], "text string, n int")
+    joined = spark.range(3).join(for_join(marks, max_rows=3, max_bytes=11), F.col("id") == F.col("n"), "left")
+    assert rows_of(joined, "id", "text", "n") == [
+        (n, *((texts[n], n) if n < len(texts) else (None, None))) for n in range(3)
+    ]
+    assert ("broadcast" in joined._jdf.queryExecution().logical().toString().lower()) == is_sent
 
 
 # --- signals
