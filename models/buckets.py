@@ -85,16 +85,17 @@ def _num_bits(x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
 def _order_by_id(order, start, end, ids_N):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """Sorts order[start:end] by id, then by place; the end of those that are left: each id once, by its first place, so
     that a new entry stands for old ones."""
-    if end - start > 32:
-        places = np.sort(order[start:end])
-        order[start:end] = places[np.argsort(ids_N[places], kind="mergesort")]
-    else:
-        for n in range(start + 1, end):
+    gap = 1
+    while gap < (end - start) // 3:
+        gap = 3 * gap + 1
+    while gap > 0:  # Shell's sort: most buckets are of two, and numba compiles its own sorts for seconds
+        for n in range(start + gap, end):
             place, m = order[n], n
-            while m > start and (ids_N[order[m - 1]], order[m - 1]) > (ids_N[place], place):
-                order[m] = order[m - 1]
-                m -= 1
+            while m >= start + gap and (ids_N[order[m - gap]], order[m - gap]) > (ids_N[place], place):
+                order[m] = order[m - gap]
+                m -= gap
             order[m] = place
+        gap //= 3
     number = start + 1
     for n in range(start + 1, end):
         if ids_N[order[n]] != ids_N[order[number - 1]]:
@@ -122,7 +123,8 @@ def _close_pairs(order, keys_N, ids_N, words_WN, num_new, most_bits, all_pairs):
                 if bits <= most_bits and (one < num_new or other < num_new):
                     if number == found_2N.shape[1]:
                         wider_2N = np.empty((2, 2 * number), np.int64)
-                        wider_2N[:, :number] = found_2N
+                        for pair in range(number):
+                            wider_2N[0, pair], wider_2N[1, pair] = found_2N[0, pair], found_2N[1, pair]
                         found_2N = wider_2N
                     found_2N[0, number], found_2N[1, number] = one, other
                     number += 1

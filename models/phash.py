@@ -100,7 +100,8 @@ def _shrunk(rgbx_HW, across, down):  # type: ignore[no-untyped-def]  # noqa: ANN
     rest_RH = np.empty((TOGETHER, height), np.int32)
     for left in range(0, len(narrow_OH), TOGETHER):
         for row in range(TOGETHER):
-            rest_RH[row] = narrow_OH[min(left + row, len(narrow_OH) - 1)]
+            for n in range(height):
+                rest_RH[row, n] = narrow_OH[min(left + row, len(narrow_OH) - 1), n]
         _narrow(rest_RH, down, made_OO[:, left : left + TOGETHER])
     return made_OO
 
@@ -137,9 +138,14 @@ def _narrow(pixels_RN, weights, made_OR):  # type: ignore[no-untyped-def]  # noq
 
 @numba.njit(cache=True)
 def _above_median(dct_OO):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    low_88 = dct_OO[:8, :8].copy()
-    in_order = np.sort(low_88.ravel())
+    in_order = np.empty(64)
+    for number in range(64):  # sorted as they come: numba compiles its own sort for seconds
+        coefficient, n = dct_OO[number // 8, number % 8], number
+        while n > 0 and in_order[n - 1] > coefficient:
+            in_order[n] = in_order[n - 1]
+            n -= 1
+        in_order[n] = coefficient
     median, bits = (in_order[31] + in_order[32]) / 2, np.int64(0)
-    for coefficient in low_88.flat:
-        bits = bits << 1 | np.int64(coefficient > median)
+    for number in range(64):
+        bits = bits << 1 | np.int64(dct_OO[number // 8, number % 8] > median)
     return bits
