@@ -11,6 +11,8 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from models.hamming import num_bits
+
 Numbers = npt.NDArray[np.uint64]
 ALL_PAIRS = 100
 """Entries of a bucket that are compared all with all. Of a larger one each is compared with the smallest id and with
@@ -73,15 +75,6 @@ def _may_be_shared(keys_N):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN
 
 
 @numba.njit(cache=True)
-def _num_bits(x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """Of 64 bits those that are set: the compiler has an instruction for this form."""
-    x -= (x >> np.uint64(1)) & np.uint64(0x5555555555555555)
-    x = (x & np.uint64(0x3333333333333333)) + ((x >> np.uint64(2)) & np.uint64(0x3333333333333333))
-    x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
-    return (x * np.uint64(0x0101010101010101)) >> np.uint64(56)
-
-
-@numba.njit(cache=True)
 def _order_by_id(order, start, end, ids_N):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """Sorts order[start:end] by id, then by place; the end of those that are left: each id once, by its first place, so
     that a new entry stands for old ones."""
@@ -119,7 +112,7 @@ def _close_pairs(order, keys_N, ids_N, words_WN, num_new, most_bits, all_pairs):
                 one, other = order[m if m >= nearest else start], order[n]
                 bits = np.uint64(0)
                 for word in range(len(words_WN)):
-                    bits += _num_bits(words_WN[word, one] ^ words_WN[word, other])
+                    bits += num_bits(words_WN[word, one] ^ words_WN[word, other])
                 if bits <= most_bits and (one < num_new or other < num_new):
                     if number == found_2N.shape[1]:
                         wider_2N = np.empty((2, 2 * number), np.int64)

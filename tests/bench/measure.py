@@ -134,26 +134,33 @@ def tree_bytes_read() -> int:
     return total
 
 
-def peak_memory(side: Side) -> float:
-    """MB: the largest sum of resident memory of this process tree while a side runs."""
-    peak, done = [0.0], threading.Event()
+def peak(look: Side, side: Side, seconds: float) -> float:
+    """The largest of what `look` gives, every so many seconds, while a side runs."""
+    found, done = [0.0], threading.Event()
 
-    def look() -> None:
-        while not done.wait(0.2):
-            pages = 0
-            for pid in TREE.look():
-                try:
-                    pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-                except OSError:  # it ended while we looked
-                    continue
-            peak[0] = max(peak[0], pages * 4096 / 1e6)
+    def watch() -> None:
+        while not done.wait(seconds):
+            found[0] = max(found[0], look())
 
-    thread = threading.Thread(target=look, daemon=True)
+    thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     side()
     done.set()
     thread.join()
-    return peak[0]
+    return found[0]
+
+
+def resident(pid: int | str) -> float:
+    """MB of memory that a process holds; 0 where it ended."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 / 1e6
+    except OSError:
+        return 0.0
+
+
+def peak_memory(side: Side) -> float:
+    """MB: the largest sum of resident memory of this process tree while a side runs."""
+    return peak(lambda: sum(map(resident, TREE.look())), side, 0.2)
 
 
 def load() -> float:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import threading
 from pathlib import Path
 
 import duckdb
@@ -26,7 +25,7 @@ from pyspark.sql import functions as F
 
 from etl.selection.cut import find_cut
 from tests.bench import ours
-from tests.bench.measure import OUT, Rates, Ratio, Side, compare, interleaved, report, say
+from tests.bench.measure import OUT, Rates, Ratio, Side, compare, interleaved, peak, report, resident, say
 
 FRACTION = 0.15
 SECONDS = "CPU seconds"
@@ -98,21 +97,14 @@ def _out(name: str) -> Path:
 def live_memory(spark: SparkSession, side: Side) -> float:
     """MB: the largest sum of what a collection leaves in the JVM's heap (two tasks' buffers are there too) and Python's
     resident memory. Garbage fills whatever heap there is, and says nothing."""
-    jvm, peak, done = spark._jvm, [0.0], threading.Event()
+    lang = spark._jvm.java.lang
 
-    def look() -> None:
-        while not done.wait(0.5):
-            jvm.java.lang.System.gc()
-            heap = jvm.java.lang.management.ManagementFactory.getMemoryMXBean().getHeapMemoryUsage().getUsed()
-            pages = int(Path("/proc/self/statm").read_text().split()[1])
-            peak[0] = max(peak[0], (heap + pages * 4096) / 1e6)
+    def alive() -> float:
+        lang.System.gc()
+        heap = lang.management.ManagementFactory.getMemoryMXBean().getHeapMemoryUsage().getUsed()
+        return float(heap / 1e6 + resident("self"))
 
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    side()
-    done.set()
-    thread.join()
-    return peak[0]
+    return peak(alive, side, 0.5)
 
 
 def same_uids(spark: SparkSession, num_rows: int) -> str:
@@ -155,8 +147,8 @@ def rows(spark: SparkSession, sizes: tuple[int, ...], repetitions: int) -> list[
         now, (name, goal) = seconds(rates["cut"]), names[size // (first if size == larger[0] else larger[0])]
         made.append(compare(name, now, before[: len(now)], SECONDS, goal))
         if size == larger[0]:
-            peak = live_memory(spark, side)
-            made.append(compare("driver_memory_100m_vs_20m", [peak], [memory], "MB", "<= 1.3"))
+            most = live_memory(spark, side)
+            made.append(compare("driver_memory_100m_vs_20m", [most], [memory], "MB", "<= 1.3"))
         before = now
     return made
 
