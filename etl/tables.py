@@ -102,12 +102,14 @@ CONTAMINATED = Table(
     sliced_by=("method",),
     ddl="""
     eval_set STRING NOT NULL COMMENT 'evaluation or development dataset, or registered set, that has such an image',
-    method STRING NOT NULL COMMENT 'sha256: same bytes; phash: near by perceptual hash; semantic: near by vector',
+    method STRING NOT NULL COMMENT 'sha256: same bytes; near by phash, semantic: vector, or semantic_phash: both',
     uid STRING NOT NULL,
-    distance FLOAT NOT NULL COMMENT 'to the closest one of the set: 0 for sha256, bits for phash, 1 - cosine else'
+    distance FLOAT NOT NULL COMMENT 'to the closest of the set: 0, bits, 1 - cosine, (2 (1 - cosine) + bits / 32) / 3'
     """,
     checks=_UID,
 )
+LEAK_METHODS = ("sha256", "phash", "semantic", "semantic_phash")
+"""Of `contaminated`, the surest first."""
 
 EMBEDDINGS = Table(
     "embeddings",

@@ -102,9 +102,16 @@ def test_a_set_pushed_through_itself_is_flagged_whole_by_every_method(spark):
     ]
 
 
-def semantic(spark, pool, references, max_distance, *, part_rows=50_000, partitions=2):
-    config = decontaminate_semantic.Config(max_distance=max_distance, part_rows=part_rows, **VERSION)
-    inputs = frame(spark, EMBEDDINGS, pool, partitions), by_set(spark, EMBEDDINGS, references)
+def semantic(spark, pool, references, max_distance, *, hashes=None, max_joint=0, part_rows=50_000, partitions=2):
+    """`hashes`: of the pool's rows and of each set's, in their order; not given: no pairs are read."""
+    limits = {"max_distance": max_distance, "max_joint_distance": max_joint, "part_rows": part_rows}
+    config = decontaminate_semantic.Config(**limits, **VERSION)
+    inputs = [frame(spark, EMBEDDINGS, pool, partitions), by_set(spark, EMBEDDINGS, references)]
+    if hashes:
+        ours = [{"uid": row["uid"], "phash": h} for row, h in zip(pool, hashes[0], strict=True)]
+        theirs = {name: [{"uid": row["uid"], "phash": h} for row, h in zip(rows, hashes[1][name], strict=True)]
+                  for name, rows in references.items()}  # fmt: skip
+        inputs += [frame(spark, PAIRS, ours, partitions), by_set(spark, PAIRS, theirs)]
     found = decontaminate_semantic.transform(
         *inputs, config=config, facts=decontaminate_semantic.prepare(*inputs, config=config)
     )
@@ -135,10 +142,51 @@ def test_vectors_near_to_evaluation_vectors_are_found_with_the_distance_to_the_c
     np.testing.assert_allclose([r[3] for r in results[0]], [r[3] for r in sorted(wanted)], atol=2e-7)
 
 
+def test_vector_and_hash_together_flag_what_neither_does(spark):
+    """Against all distances in float64. Rows without a hash have no part in it, and keep their verdict by vector."""
+    rng = np.random.default_rng(6)
+    vectors = clustered(260, seed=3)
+    names = {"birds": range(200, 240), "cars": range(240, 260)}
+    seen = [int(h) for h in rng.integers(0, 2**64, 200, dtype=np.uint64)]
+    theirs = {n: int(h) for n, h in zip(range(200, 260), rng.integers(0, 2**64, 60, dtype=np.uint64), strict=True)}
+    for n in range(120):  # somewhat near one of the evaluation pictures, by vector and by hash
+        flipped, far = rng.permutation(64)[: rng.integers(0, 40)], rng.uniform(0, 1.2)
+        seen[n] = theirs[200 + n % 60] ^ sum(1 << int(bit) for bit in flipped)
+        vectors[n] = vectors[200 + n % 60] + far * rng.standard_normal(32)
+    vectors[3], vectors[7], seen[3], theirs[207] = vectors[203], vectors[207], 1, 1  # near what a hash of 0 would be
+    units = vectors.astype(float) / np.linalg.norm(vectors.astype(float), axis=1, keepdims=True)
+    wanted = []
+    for n in range(200):
+        for name, members in names.items():
+            apart = {m: 1 - units[n] @ units[m] for m in members}
+            joint = min((2 * apart[m] + (seen[n] ^ theirs[m]).bit_count() / 32) / 3 for m in members if m != 203)
+            wanted += [(name, "semantic", uid(n), min(apart.values()))] if min(apart.values()) <= 0.05 else []
+            wanted += [(name, "semantic_phash", uid(n), joint)] if joint <= 0.3 and n != 7 else []
+    by = {method: {row[2] for row in wanted if row[1] == method} for method in ("semantic", "semantic_phash")}
+    assert min(map(len, (by["semantic"], by["semantic_phash"], by["semantic_phash"] - by["semantic"]))) > 10
+    hashes = [signed(h) for h in seen], {name: [signed(theirs[m]) for m in some] for name, some in names.items()}
+    hashes[0][7] = hashes[1]["birds"][3] = None
+    ours = [embedded(n, vectors[n]) for n in range(200)]
+    references = {name: [embedded(m, vectors[m]) for m in some] for name, some in names.items()}
+    results = [
+        rows_of(semantic(spark, ours, references, 0.05, hashes=hashes, max_joint=0.3, part_rows=size, partitions=p))
+        for p, size in ((1, 50_000), (4, 70), (13, 23))
+    ]
+    assert results[0] == results[1] == results[2]
+    assert [row[:3] for row in results[0]] == sorted(row[:3] for row in wanted)
+    np.testing.assert_allclose([r[3] for r in results[0]], [r[3] for r in sorted(wanted)], atol=2e-7)
+
+
 def test_no_vectors_on_either_side_flag_nothing(spark):
     some = [embedded(n, v) for n, v in enumerate(clustered(8))]
-    assert rows_of(semantic(spark, some, {"birds": [embedded(0, None)]}, 0.1)) == []
-    assert rows_of(semantic(spark, [embedded(0, None)], {"birds": some}, 0.1)) == []
+    nothing = [embedded(0, None)]
+    for ours, theirs in ((some, nothing), (nothing, some)):
+        assert rows_of(semantic(spark, ours, {"birds": theirs}, 0.1)) == []
+        hashes = [0] * len(ours), {"birds": [0] * len(theirs)}
+        assert rows_of(semantic(spark, ours, {"birds": theirs}, 0.1, hashes=hashes, max_joint=0.5)) == []
+    hashes = [None] * 8, {"birds": [None] * 8}
+    found = semantic(spark, some, {"birds": some}, 0.1, hashes=hashes, max_joint=0.5)
+    assert {row[1] for row in rows_of(found)} == {"semantic"}
 
 
 # --- registered sets
@@ -214,7 +262,7 @@ def test_the_command_lists_and_reports(registered, capsys):
         return json.loads(capsys.readouterr().out.splitlines()[-1])
 
     assert dfn("evalset", "add", "seen", f"{root}/seen") == dfn("evalset", "list") == {"seen": held}
-    counts = {"rows": 3, "sha256": {"0": 2}, "phash": {"0": 3}, "semantic": 0}
+    counts = {"rows": 3, "sha256": {"0": 2}, "phash": {"0": 3}, "semantic": 0, "semantic_phash": 0}
     assert dfn("evalset", "report") == {"mine.seen": counts}
     assert _run(partial(app, ["evalset", "add", "a-b", "x", "--conf", str(conf)])) == 2
 

@@ -19,7 +19,7 @@ from etl.cache import cache_folder
 from etl.stage import StageConfig, UserError
 from etl.storage import NoSecret
 from etl.store import Store
-from etl.tables import CONTAMINATED, EMBEDDINGS, EVALSETS, PAIRS
+from etl.tables import CONTAMINATED, EMBEDDINGS, EVALSETS, LEAK_METHODS, PAIRS
 
 if TYPE_CHECKING:
     from etl.project import Project
@@ -137,7 +137,7 @@ def report(project: Project) -> dict[str, Any]:
         if not project.store.exists(dataset, CONTAMINATED):
             raise UserError(f"evalset report: wanted {dataset} decontaminated; found it is not; fix: dfn run")
         rows = project.store.read(dataset, CONTAMINATED)
-        flagged = {name: {"rows": 0, **dict.fromkeys(("sha256", "phash", "semantic"), 0)} for name in names}
+        flagged = {name: {"rows": 0, **dict.fromkeys(LEAK_METHODS, 0)} for name in names}
         for name, parts in _by_distance(rows).items():
             flagged.setdefault(name, {}).update(parts)
         found |= {f"{dataset}.{name}": parts for name, parts in flagged.items()}
@@ -145,9 +145,9 @@ def report(project: Project) -> dict[str, Any]:
 
 
 def _by_distance(rows: DataFrame) -> dict[str, dict[str, Any]]:
-    """Set -> {rows, METHOD: {distance: rows}}: bits as they are, cosine distances by hundredths."""
+    """Set -> {rows, METHOD: {distance: rows}}: bits as they are, distances of vectors by hundredths."""
     hundredths = F.ceil(F.round(F.col("distance") * 100, 3)) / 100
-    step = F.when(F.col("method") == "semantic", hundredths).otherwise(F.col("distance"))
+    step = F.when(F.col("method").startswith("semantic"), hundredths).otherwise(F.col("distance"))
     counts = rows.groupBy("eval_set", "method", step.cast("double").alias("step")).count()
     found: dict[str, dict[str, Any]] = {}
     for row in rows.groupBy("eval_set").agg(F.countDistinct("uid").alias("n")).collect():

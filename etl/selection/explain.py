@@ -13,9 +13,8 @@ from etl.selection.receipts import Replay, receipts
 from etl.stage import Table, UserError
 from etl.stages import listed
 from etl.store import Store
-from etl.tables import CONTAMINATED, DUPLICATES, EMBEDDINGS, IMAGE_SIGNALS, PAIRS, SCORES, SIGNALS
+from etl.tables import CONTAMINATED, DUPLICATES, EMBEDDINGS, IMAGE_SIGNALS, LEAK_METHODS, PAIRS, SCORES, SIGNALS
 
-CLOSEST = ("sha256", "phash", "semantic")
 SHOWN: tuple[tuple[Table, tuple[str, ...]], ...] = (
     (PAIRS, ("status", "status_reason", "url", "text", "source", "shard", "image_format", "width_px", "height_px")),
     (SIGNALS, ("language", "language_confidence", "nsfw_text_score", "num_words", "num_chars", "aspect_ratio")),
@@ -29,7 +28,7 @@ SHOWN: tuple[tuple[Table, tuple[str, ...]], ...] = (
 
 def _closeness(row: Mapping[str, Any]) -> tuple[int, float, str]:
     """Order of rows of `contaminated`, the closest first: units differ, so by method before distance."""
-    return CLOSEST.index(row["method"]), row["distance"], row["eval_set"]
+    return LEAK_METHODS.index(row["method"]), row["distance"], row["eval_set"]
 
 
 def explain(store: Store, dataset: str, uid: str) -> dict[str, Any]:

@@ -68,13 +68,11 @@ def transform(pairs: DataFrame, references: DataFrame, *, config: Config) -> Dat
         "sha256": lambda: same_bytes(pairs, known),
         "phash": lambda: same_look(pairs, known, config.max_distance_bits),
     }
-    rows = [with_method(found[method](), method) for method in config.methods]
+    rows = [
+        found[method]().select("eval_set", F.lit(method).alias("method"), "uid", F.col("distance").cast("float"))
+        for method in config.methods
+    ]
     return rows[0] if len(rows) == 1 else rows[0].unionByName(rows[1])
-
-
-def with_method(found: DataFrame, method: str) -> DataFrame:
-    """Rows of `contaminated` from (eval_set, uid, distance)."""
-    return found.select("eval_set", F.lit(method).alias("method"), "uid", F.col("distance").cast("float"))
 
 
 def methods_slice(config: StageConfig, key: str) -> Slice:

@@ -7,7 +7,9 @@ Rows (of the whole process tree; the session is started before):
                                   parts, handed back to the JVM: against MinHash.bulk on texts in memory
     minhash_groups_vs_datasketch  from parquet to written groups, under Spark: against datasketch's MinHash.bulk,
                                   MinHashLSH at its own settings, and groups in one process
-    phash_over_decode             CPU seconds of scanning shards with the perceptual hash / without
+    phash_over_decode             CPU seconds of ingest under Spark, shards to written pairs, with the perceptual hash /
+                                  without
+    phash_over_scan               the same of scanning the shards in one process: reading, sha256, decoding
     dedup_10m_vs_1m               CPU seconds of the rungs sha256 and phash over synthetic hashes: 30 % of the rows in
     dedup_50m_vs_10m              groups, whose sizes fall as a power; half of them a bit away from the others
     dedup_update_vs_anew          CPU seconds of holding a hundredth of those rows against the others / of all anew;
@@ -19,9 +21,11 @@ from __future__ import annotations
 import argparse
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,7 +37,7 @@ from etl.dedup.groups import with_id
 from etl.dedup.near import caption_entries
 from etl.shards import scan
 from etl.stage import content_hash, fold_hash
-from etl.stages import dedup
+from etl.stages import dedup, ingest
 from models import minhash
 from tests.bench import data, ours
 from tests.bench.measure import OUT, MissingError, Rates, Ratio, Side, against, compare, interleaved, report, say
@@ -52,7 +56,7 @@ class Size:
     repetitions: int
 
 
-WHOLE = Size(1_000_000, 2_000, (1_000_000, 10_000_000, 50_000_000), 3)
+WHOLE = Size(1_000_000, 6_000, (1_000_000, 10_000_000, 50_000_000), 3)
 QUICK = Size(50_000, 200, (50_000, 500_000), 1)
 SCALES = ("dedup_10m_vs_1m", "<= 12"), ("dedup_50m_vs_10m", "<= 6")
 
@@ -146,22 +150,57 @@ def _peer():
 
 
 def photo_rows(spark: SparkSession, size: Size) -> list[Ratio]:
-    folder = data.build(size.photos).folder
+    photos = data.build(size.photos)
 
     def scanned() -> float:
-        return float(sum(1 for shard in sorted(folder.glob("*.tar")) for _ in scan(str(shard))))
+        return float(sum(1 for shard in sorted(photos.folder.glob("*.tar")) for _ in scan(str(shard))))
 
-    def without_hash() -> float:
-        own = models.phash.phash
-        models.phash.phash = lambda image: 0
-        try:
+    def scanned_without() -> float:
+        with no_hash():
             return scanned()
-        finally:
-            models.phash.phash = own
 
-    rates, _ = interleaved({"with": scanned, "without": without_hash}, repetitions=max(size.repetitions, 3))
-    taken = [[1e3 / rate for rate in rates[name]] for name in ("with", "without")]
-    return [compare("phash_over_decode", *taken, "CPU ms / image", "<= 1.05", "512x384 JPEGs, one process, no Spark")]
+    def ingested() -> float:
+        for number, rows in enumerate(ours.ingested(spark, photos)):
+            rows.write.mode("overwrite").parquet(str(_out(f"ingested-{number}")))
+        return float(size.photos)
+
+    def ingested_without() -> float:
+        own = ingest.scanner
+        ingest.scanner = lambda config: unhashed(own(config))
+        try:
+            return ingested()
+        finally:
+            ingest.scanner = own
+
+    made = []
+    for name, sides, goal in (
+        ("phash_over_decode", (ingested, ingested_without), "<= 1.05"),
+        ("phash_over_scan", (scanned, scanned_without), "-"),
+    ):
+        rates, _ = interleaved(dict(zip(("with", "without"), sides, strict=True)), repetitions=max(size.repetitions, 3))
+        taken = [[1e3 / rate for rate in rates[side]] for side in ("with", "without")]
+        made.append(compare(name, *taken, "CPU ms / image", goal, f"{size.photos:,} JPEGs of 512x384"))
+    return made
+
+
+@contextmanager
+def no_hash() -> Iterator[None]:
+    """In this process: all pictures get 0."""
+    own, models.phash.phash = models.phash.phash, lambda image: 0
+    try:
+        yield
+    finally:
+        models.phash.phash = own
+
+
+def unhashed(scan_files: Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]) -> Any:
+    """What ingest runs on executors, without perceptual hashes there."""
+
+    def scan_without(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        with no_hash():
+            yield from scan_files(batches)
+
+    return scan_without
 
 
 def hashes(spark: SparkSession, number: int) -> Path:

@@ -10,8 +10,9 @@ reported, with the stages' defaults too:
     false positives     of the pool's pictures, those that have any original within it; some may be true copies
     precision           at as many copies as pictures of the pool: recall / (recall + false positives)
 
-for the perceptual hash, the encoder's vectors (the demo's), both together; and for the hashes of `imagehash` on the
-same files, by the same rule. About 20 minutes of a core; --quick: 300 originals, three minutes.
+for the perceptual hash, the encoder's vectors (the demo's), the joint distance of both, and any of the three; and for
+the hashes of `imagehash` on the same files, by the same rule. The stages' defaults and other joint distances follow.
+About 20 minutes of a core; --quick: 300 originals, three minutes.
 """
 
 from __future__ import annotations
@@ -103,8 +104,8 @@ EDITS: dict[str, dict[str, Callable[[Picture], bytes]]] = {
     "blur": {f"{r} px": lambda i, r=r: jpeg(i.filter(ImageFilter.GaussianBlur(r))) for r in (1, 3, 8)},
 }  # fmt: skip
 """Kind -> strength -> what it makes of a picture. All but recompression are written as JPEG of quality 90."""
-SWEEP = [(bits, distance) for distance in (0.1, 0.15, 0.2, 0.25, 0.3) for bits in (4, 6, 8, 10)]
-"""Thresholds of the perceptual hash and of the vectors, both together: what a default costs and finds."""
+SWEEP = (0.0, 0.25, 0.28, 0.31, 0.34, 0.37, 0.4, 0.43)
+"""Joint distances, beside the other defaults: what they cost and find."""
 SURE = ("copy", "recompress")
 """Kinds of which all should be found; where not, the report says so."""
 
@@ -134,13 +135,14 @@ def look(files: Sequence[bytes], encoder: Encoder) -> Seen:
 
 
 def distances(left: Seen, right: Seen) -> dict[str, Any]:
-    """Method -> distance of every left file to every right one: bits, or 1 - cosine."""
+    """Method -> distance of every left file to every right one: bits, 1 - cosine, or that of `models/looks.py`."""
     found: dict[str, Any] = {
         name: np.bitwise_count(left.hashes_N[name][:, None] ^ right.hashes_N[name][None]) for name in left.hashes_N
     }
     units = [side / np.linalg.norm(side, axis=1, keepdims=True) for side in
              (left.vectors_ND.astype(np.float32), right.vectors_ND.astype(np.float32))]  # fmt: skip
-    return found | {"semantic": np.maximum(np.round(1 - units[0] @ units[1].T, 6), 0)}
+    semantic = np.maximum(np.round(1 - units[0] @ units[1].T, 6), 0)
+    return found | {"semantic": semantic, "joint": (2 * semantic + found["perceptual"] / 32) / 3}
 
 
 @dataclass(frozen=True)
@@ -169,20 +171,20 @@ def half(originals: Sequence[bytes], pool: Sequence[bytes], encoder: Encoder) ->
 def thresholds(calibrating: Half) -> dict[str, float]:
     """Method -> the largest distance at which at most MAX_FALSE of the pool is flagged.
 
-    Bits are whole; distances of vectors go by hundredths.
+    Bits are whole; the other distances go by hundredths.
     """
     found = {}
     for method, nearest in calibrating.pool.items():
         first_too_many = float(np.sort(nearest)[int(MAX_FALSE * len(nearest))])
-        steps = 100 if method == "semantic" else 1
+        steps = 100 if method in ("semantic", "joint") else 1
         found[method] = (np.ceil(first_too_many * steps) - 1) / steps
     return found
 
 
 def flagged(distance_of: dict[str, Any], limits: dict[str, float]) -> dict[str, Any]:
-    """Method -> which files it flags; `both`: the perceptual hash or the vectors."""
+    """Method -> which files it flags; `any`: one of the stages' three."""
     found = {method: distance_of[method] <= limit for method, limit in limits.items()}
-    return found | {"both": found["perceptual"] | found["semantic"]}
+    return found | {"any": found["perceptual"] | found["semantic"] | found["joint"]}
 
 
 def study(reported: Half, limits: dict[str, float]) -> dict[str, Any]:
@@ -197,14 +199,20 @@ def study(reported: Half, limits: dict[str, float]) -> dict[str, Any]:
 
 
 def sweep(reported: Half) -> list[dict[str, Any]]:
-    """Of each of SWEEP: recall by both methods together, of SURE and of all edits; share of the pool flagged."""
+    """Of each of SWEEP: recall by any of the three methods, of SURE and of all edits; share of the pool flagged."""
     rows = []
-    for bits, distance in SWEEP:
-        found = study(reported, {"perceptual": bits, "semantic": distance})
-        sure = {f"{k} {s}": r["both"] for (k, s), r in found["recall"].items() if k in SURE}
-        rows.append({"bits": bits, "distance": distance, "sure": sure, "mean": found["mean"]["both"],
-                     "false": found["false"]["both"]})  # fmt: skip
+    for distance in SWEEP:
+        found = study(reported, {**defaults(), "joint": distance})
+        sure = {f"{k} {s}": r["any"] for (k, s), r in found["recall"].items() if k in SURE}
+        rows.append({"distance": distance, "sure": sure, "mean": found["mean"]["any"], "false": found["false"]["any"]})
     return rows
+
+
+def defaults() -> dict[str, float]:
+    """Method -> the threshold that its stage has."""
+    by_vector = decontaminate_semantic.Config()
+    return {"perceptual": decontaminate.Config().max_distance_bits, "semantic": by_vector.max_distance,
+            "joint": by_vector.max_joint_distance}  # fmt: skip
 
 
 def pictures(source: str, number: int | None = None) -> list[bytes]:
@@ -235,7 +243,7 @@ def images_in(shard: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def show(found: dict[str, Any]) -> None:
-    columns = ["perceptual", "semantic", "both", *(f"{name}" for name in HASHES)]
+    columns = ["perceptual", "semantic", "joint", "any", *HASHES]
     say(f"{found['num_originals']} originals and {found['num_pool']} pictures of the pool, not those that calibrated")
     print(f"{'':<26}" + "".join(f"{c:>14}" for c in columns))
     limits = found["thresholds"]
@@ -245,16 +253,16 @@ def show(found: dict[str, Any]) -> None:
     for name in ("mean", "false", "precision"):
         print(f"{name:<26}" + "".join(f"{found[name][c]:>14.2%}" for c in columns))
     sure = {k: r for k, r in found["recall"].items() if k[0] in SURE}
-    short = [f"{k} {s} {r['both']:.2%}" for (k, s), r in sure.items() if r["both"] < 1]
+    short = [f"{k} {s} {r['any']:.2%}" for (k, s), r in sure.items() if r["any"] < 1]
     print("copies and recompressions: " + ("all found" if not short else "NOT all found: " + ", ".join(short)))
 
 
 def ratios(found: dict[str, Any]) -> list[Ratio]:
-    """Rows of the report: ours is both methods together, theirs `imagehash`'s phash alone."""
+    """Rows of the report: ours is any of the three methods, theirs `imagehash`'s phash alone."""
     rows = []
     for (kind, strength), recall in found["recall"].items():
-        ours, theirs = recall["both"], recall["phash"]
-        note = f"perceptual {recall['perceptual']:.1%}, semantic {recall['semantic']:.1%}"
+        ours, theirs = recall["any"], recall["phash"]
+        note = ", ".join(f"{name} {recall[name]:.1%}" for name in ("perceptual", "semantic", "joint"))
         ratio = ours / theirs if theirs else None
         goal = ">= 1" if kind in SURE else "-"
         rows.append(Ratio(f"{kind} {strength}", ours, theirs, "recall", ratio, goal, None, load_average(), note))
@@ -274,21 +282,17 @@ def main() -> None:
     say(f"{len(originals)} originals, {len(pool)} pictures of the pool")
     halves = [half(originals[n::2], pool[n::2], encoder) for n in (0, 1)]
     calibrated = thresholds(halves[0])
-    own = {
-        "perceptual": decontaminate.Config().max_distance_bits,
-        "semantic": decontaminate_semantic.Config().max_distance,
-    }
-    by_default, found = study(halves[1], {**calibrated, **own}), study(halves[1], calibrated)
+    by_default, found = study(halves[1], {**calibrated, **defaults()}), study(halves[1], calibrated)
     name = "leaks-quick" if given.quick else "leaks"
     report(name, ratios(found))
     show(found)
     say("with the defaults of the stages:")
     show(by_default)
     for name_of, one in zip(("calibrating", "reported"), halves, strict=True):
-        say(f"both methods by other thresholds, of the half {name_of}: bits, distance, what is found")
+        say(f"by other joint distances, of the half {name_of}: what is found")
         for row in (swept := sweep(one)):
             sure = ", ".join(f"{edit} {share:.2%}" for edit, share in row["sure"].items())
-            print(f"{row['bits']:>4}{row['distance']:>6}  mean {row['mean']:.2%}, false {row['false']:.2%}; {sure}")
+            print(f"{row['distance']:>6}  mean {row['mean']:.2%}, false {row['false']:.2%}; {sure}")
     table = {
         **found,
         "sweep": swept,

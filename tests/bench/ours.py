@@ -227,13 +227,17 @@ def more_bytes_read(spark: SparkSession, small: Data, large: Data, folder: Path,
     return least[1] - least[0]
 
 
-def _bytes_read(spark: SparkSession, data: Data, folder: Path, num_models: int) -> int:
-    """Bytes that Python processes read while shards are ingested and their pairs embedded under several encoders."""
+def ingested(spark: SparkSession, data: Data) -> tuple[DataFrame, DataFrame]:
+    """`pairs` and `inputs` of the shards, into empty tables."""
     files = [(file.uri, file.size_bytes, file.etag, "shards") for file in list_shards(f"{data.folder}/*.tar")]
     table = spark.createDataFrame(files, "uri string, size_bytes bigint, etag string, reader string")
     known = spark.createDataFrame([], "uid string, shard string, offset_bytes bigint")
+    return ingest.transform(table, known, config=ingest.Config(shards_root=str(data.folder), **LIMITS))
+
+
+def _bytes_read(spark: SparkSession, data: Data, folder: Path, num_models: int) -> int:
+    """Bytes that Python processes read while shards are ingested and their pairs embedded under several encoders."""
     before = tree_bytes_read()
-    found, _ = ingest.transform(table, known, config=ingest.Config(shards_root=str(data.folder), **LIMITS))
-    run(found)
+    run(ingested(spark, data)[0])
     run(passed(pairs_of(spark, data, len(data.pairs)), data, folder, [NullConfig] * num_models))
     return tree_bytes_read() - before
