@@ -3,18 +3,22 @@
 from dataclasses import replace
 from io import BytesIO
 
+import pyarrow as pa
 import pytest
 from chromium import Browser
 from PIL import Image
 from test_report import HOSTILE, Page, pair
 
-from etl.report import card, compared
+from etl.dedup.calibrate import Calibration, Drawn, Nearest
+from etl.report import calibration, card, compared
+from etl.report.calibration import Beside
 from etl.report.card import Card, Duplicates, FilterPair, Leaks, Measured, Share
 from etl.report.compared import Compared, Side
 from etl.report.measures import BINS, MAX_FILTERS, VALUES_SHOWN
 from etl.report.pictures import MAX_THUMBNAIL_BYTES
 from etl.report.plots import Scores
 from etl.report.showing import SHOWN, SIZE_PX
+from models.calibration import Cost
 
 SCORES = Scores([-0.5, 0.0, 0.5, 1.0], [400, 442, 148], [0, 0, 148], 0.5, "dfn 01234567")
 CARD = Card(
@@ -54,7 +58,29 @@ COMPARED = Compared(
     rules=[("rule.keep.top_fraction", 0.15, 0.2), ("version of pool.pairs", 3, 5)],
     limits=["Pictures are a few."],
 )
-PAGES = {"card": (card.render, CARD, card.SECTIONS), "compared": (compared.render, COMPARED, compared.SECTIONS)}
+CALIBRATION = Calibration(
+    limits={"phash": 4.0, "semantic_phash": 0.31},
+    recall={"crop 5%": {"phash": 0.0, "semantic": 0.0, "semantic_phash": 0.9, "any": 0.9},
+            "grey all": {"phash": 1.0, "semantic": 0.0, "semantic_phash": 0.5, "any": 1.0}},
+    flags={"phash": 0.001, "semantic": 0.0, "semantic_phash": 0.012, "any": 0.0125},
+    costs=[Cost("phash", 3.0, 0.001, 0.42), Cost("semantic", 0.07, 0.005, 0.61)],
+    nearest=[],
+    pool=Drawn("pool", "", pa.table({"uid": ["a"] * 2000})),
+    sets=[Drawn("things", "", pa.table({"uid": ["b"] * 30}))],
+    num_originals=20,
+)  # fmt: skip
+NEAREST = Nearest(0, 0, 0, 13, 0.17, 0.249, ("phash", "semantic_phash"))
+BESIDE = Beside(pair().thumbnail_png, None, "things", "flagged by hash, hash and vector", NEAREST)
+
+
+def calibrated(data: Calibration, beside: Beside = BESIDE) -> str:
+    return calibration.render(data, {"flagged": [beside], "not flagged": []})
+
+
+PAGES = {
+    "card": (card.render, CARD, card.SECTIONS), "compared": (compared.render, COMPARED, compared.SECTIONS),
+    "calibration": (calibrated, CALIBRATION, calibration.SECTIONS),
+}  # fmt: skip
 by_page = pytest.mark.parametrize("name", PAGES)
 
 
@@ -80,7 +106,9 @@ def everywhere(caption: str) -> dict[str, str]:
         COMPARED, before=sides[0], after=sides[1], why=[("left", caption, 1)], scores=scores, entered=shown, left=shown,
         rules=[(caption, caption, caption)], limits=[caption],
     )  # fmt: skip
-    return {"card": card.render(hostile), "compared": compared.render(other)}
+    named = replace(CALIBRATION, pool=replace(CALIBRATION.pool, name=caption), recall={caption: CALIBRATION.flags})
+    return {"card": card.render(hostile), "compared": compared.render(other),
+            "calibration": calibrated(named, replace(BESIDE, eval_set=caption, flagged_by=caption))}  # fmt: skip
 
 
 @by_page
@@ -130,6 +158,23 @@ def test_the_comparison_tells_who_came_and_went_and_why():
         "entered new in pool 25",
         "left now duplicate 20",
         "rule.keep.top_fraction 0.15 0.2",
+    ):
+        assert told in text, told
+
+
+def test_the_calibration_tells_what_is_found_and_flagged():
+    text = words(calibrated(CALIBRATION))
+    for told in (
+        "95.0 % of edited copies are found; 1.2 % of the pool is flagged.",
+        "pictures of pool were held against 30",
+        "Edit hash hash and vector any of them",
+        "threshold 4 0.31",
+        "crop 5% 0.0 % 90.0 % 90.0 %",
+        "all edits 50.0 % 70.0 % 95.0 %",
+        "the pool's pictures flagged 0.1 % 1.2 % 1.2 %",
+        "13 bits, 0.17 by vector",
+        "vector 0.07 0.5 % 61.0 %",
+        "None.",
     ):
         assert told in text, told
 

@@ -90,17 +90,17 @@ class Subject:
         return rows.select("uid", verdict.alias("verdict"), rank.alias("rank"), is_kept.alias("is_kept"))
 
 
-def flagged(project: Project, pool: str, nsfw_above: float) -> DataFrame:
+def flagged(project: Project, pool: str, nsfw_above: float, *, with_leaks: bool = True) -> DataFrame:
     """(uid), each once: pairs that no page shows, by all that is known now.
 
-    Unsafe by picture or words, with a face, seen in an evaluation set, opted out, or on the config's blocklists. Where
-    a model looks for unsafe pictures, also those that it has not looked at.
+    Unsafe by picture or words, with a face, opted out, on the config's blocklists, or, `with_leaks`, seen in an
+    evaluation set. Where a model looks for unsafe pictures, also those that it has not looked at.
     """
     store = project.store
     pairs = store.read(pool, PAIRS)
     lines = judging.blocklist(project.config.stages.selection.exclude.blocklists)  # type: ignore[attr-defined]
     found = [pairs.where(judging.is_blocked(lines))]
-    if store.exists(pool, CONTAMINATED):
+    if with_leaks and store.exists(pool, CONTAMINATED):
         found.append(store.read(pool, CONTAMINATED))
     webs = [store.read(pool, table) for table in (CANDIDATES, FETCHES) if store.exists(pool, table)]
     found += [rows.where("opt_out_evidence IS NOT NULL") for rows in webs]

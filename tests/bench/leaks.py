@@ -21,7 +21,7 @@ import argparse
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -29,12 +29,13 @@ from typing import Any
 
 import imagehash
 import numpy as np
-from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
+from PIL import Image
 
 from etl.config import load
 from etl.encode.encoders import encoder_folder
 from etl.samples.corpora import CorpusSpec, build
 from etl.stages import decontaminate, decontaminate_semantic
+from models.edits import EDITS, png
 from models.encoder import Encoder
 from models.images import ImageError, decode_rgb, inspect
 from tests.bench.measure import OUT, Ratio, report, say
@@ -49,61 +50,7 @@ ORIGINALS, POOL = ("openclipart_heldout", "art4apps", "tuxpaint"), ("openclipart
 HASHES = {"phash": imagehash.phash, "dhash": imagehash.dhash}
 """Of `imagehash`, 64 bits each. Its phash is the one in `pairs`."""
 
-Picture = Image.Image
 
-
-def jpeg(image: Picture, quality: int = 90) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=quality)
-    return file.getvalue()
-
-
-def png(image: Picture) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
-
-
-def cropped(image: Picture, share: float) -> Picture:
-    """Without that share of the width at the left and of the height at the bottom."""
-    return image.crop((round(image.width * share), 0, image.width, image.height - round(image.height * share)))
-
-
-def bordered(image: Picture, share: float, colour: str) -> Picture:
-    return ImageOps.expand(image, max(1, round(max(image.size) * share)), colour)
-
-
-def captioned(image: Picture, share: float) -> Picture:
-    """With white letters on black across the middle, as high as that share of the picture."""
-    found, height = image.copy(), max(4, round(image.height * share))
-    draw, top = ImageDraw.Draw(found), (image.height - height) // 2
-    draw.rectangle((0, top, image.width, top + height), fill="black")
-    draw.text((2, top), "SAMPLE TEXT", fill="white", font=ImageFont.load_default(height * 0.8))
-    return found
-
-
-def turned(image: Picture, degrees: float) -> Picture:
-    return image.rotate(degrees, Image.Resampling.BICUBIC, expand=True, fillcolor="white")
-
-
-def resized(image: Picture, scale: float) -> Picture:
-    return image.resize([max(8, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)
-
-
-EDITS: dict[str, dict[str, Callable[[Picture], bytes]]] = {
-    "recompress": {"png": png, **{f"jpeg {q}": lambda i, q=q: jpeg(i, q) for q in (90, 50, 20)}},
-    "resize": {f"x {s:g}": lambda i, s=s: jpeg(resized(i, s)) for s in (2, 0.5, 0.25)},
-    "crop": {f"{s:.0%}": lambda i, s=s: jpeg(cropped(i, s)) for s in (0.02, 0.05, 0.1, 0.2)},
-    "flip": {"left-right": lambda i: jpeg(ImageOps.mirror(i)), "upside down": lambda i: jpeg(ImageOps.flip(i))},
-    "grey": {"all": lambda i: jpeg(i.convert("L").convert("RGB"))},
-    "border": {f"{s:.0%} {c}": lambda i, s=s, c=c: jpeg(bordered(i, s, c))
-               for s, c in ((0.02, "white"), (0.1, "white"), (0.1, "black"))},
-    "text": {f"{s:.0%} high": lambda i, s=s: jpeg(captioned(i, s)) for s in (0.05, 0.1, 0.2)},
-    "rotate": {f"{d} degrees": lambda i, d=d: jpeg(turned(i, d)) for d in (2, 5, 15, 90)},
-    "brightness": {f"x {s:g}": lambda i, s=s: jpeg(ImageEnhance.Brightness(i).enhance(s)) for s in (0.9, 0.7, 0.4)},
-    "blur": {f"{r} px": lambda i, r=r: jpeg(i.filter(ImageFilter.GaussianBlur(r))) for r in (1, 3, 8)},
-}  # fmt: skip
-"""Kind -> strength -> what it makes of a picture. All but recompression are written as JPEG of quality 90."""
 SWEEP = (0.0, 0.25, 0.28, 0.31, 0.34, 0.37, 0.4, 0.43)
 """Joint distances, beside the other defaults: what they cost and find."""
 SURE = ("copy", "recompress")

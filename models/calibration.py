@@ -1,0 +1,109 @@
+"""How many edited copies a threshold finds, and how many other pictures it flags: what `dfn evalset calibrate` tells.
+
+numpy; touches nothing. Dimensions: N pictures, M evaluation pictures, B of N at a time, D features, P pairs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from models.encoder import Encoder
+from models.images import inspect
+from models.looks import OF_VECTOR, joint_distances
+from models.near import distances
+
+METHODS = ("phash", "semantic", "semantic_phash")
+"""Bits of the perceptual hash, 1 - cosine, and both as `models/looks.py` joins them."""
+ANY = "any"
+SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
+"""Of the pool's pictures: what thresholds that flag so many would find."""
+BLOCK_ROWS = 256
+
+Distances = Mapping[str, Any]
+"""Method -> an array."""
+
+
+class Looks(NamedTuple):
+    """What the methods see of N pictures."""
+
+    vectors_ND: Any
+    """float16, as they are stored."""
+    hashes_N: Any
+    """uint64."""
+
+
+class Cost(NamedTuple):
+    """A threshold of one method alone."""
+
+    method: str
+    threshold: float
+    flags: float
+    """Of the pool's pictures, 0 to 1."""
+    finds: float
+    """Mean recall over all edits."""
+
+
+def look(files: Sequence[bytes], encoder: Encoder) -> Looks:
+    """As ingest and embed look at them. Raises ImageError."""
+    hashes_N = np.array([inspect(data).phash for data in files], np.int64).view(np.uint64)
+    vectors_ND = encoder.encode_images([encoder.preprocess(data) for data in files])
+    return Looks(vectors_ND.astype("<f2"), hashes_N)
+
+
+def of_pairs(left: Looks, right: Looks, i_P: Any, j_P: Any) -> Distances:
+    """Of pairs of pictures, as the stages have them."""
+    bits_P = np.bitwise_count(left.hashes_N[i_P] ^ right.hashes_N[j_P])
+    apart_P = distances(left.vectors_ND, right.vectors_ND, i_P, j_P)
+    return dict(zip(METHODS, (bits_P, apart_P, joint_distances(left, right, i_P, j_P)), strict=True))
+
+
+def to_closest(ours: Looks, theirs: Looks) -> tuple[Distances, Any]:
+    """Distances of each of N pictures to the closest of M by each method; which of M is closest by both together."""
+    ours_ND, theirs_MD = (_units(side.vectors_ND) for side in (ours, theirs))
+    least, nearest = [], []
+    for start in range(0, len(ours_ND), BLOCK_ROWS):
+        some = slice(start, start + BLOCK_ROWS)
+        bits_BM = np.bitwise_count(ours.hashes_N[some, None] ^ theirs.hashes_N[None])
+        apart_BM = np.maximum(np.round(1 - ours_ND[some] @ theirs_MD.T, 6), 0)
+        joint_BM = OF_VECTOR * apart_BM + (1 - OF_VECTOR) * bits_BM / 32
+        least.append([side_BM.min(axis=1) for side_BM in (bits_BM, apart_BM, joint_BM)])
+        nearest.append(joint_BM.argmin(axis=1))
+    return dict(zip(METHODS, map(np.concatenate, zip(*least, strict=True)), strict=True)), np.concatenate(nearest)
+
+
+def _units(vectors_ND: Any) -> Any:
+    units_ND = vectors_ND.astype(np.float32)
+    return units_ND / np.maximum(np.linalg.norm(units_ND, axis=1, keepdims=True), 1e-12)
+
+
+def flagged(found: Distances, limits: Mapping[str, float]) -> dict[str, Any]:
+    """Method -> which pictures it flags, none by a method without a limit; `any`: those that one of them flags."""
+    by = {method: found[method] <= limits.get(method, -1.0) for method in METHODS}
+    return by | {ANY: np.logical_or.reduce(list(by.values()))}
+
+
+def shares(found: Distances, limits: Mapping[str, float]) -> dict[str, float]:
+    """Method or `any` -> the share of pictures that it flags."""
+    return {method: float(is_flagged.mean()) for method, is_flagged in flagged(found, limits).items()}
+
+
+def costs(copies: Sequence[Distances], pool: Distances) -> list[Cost]:
+    """The largest thresholds of each method that flag at most each of SHARES: whole bits, and hundredths.
+
+    `copies`: of each edit, the pictures to their own originals. `pool`: to the closest original.
+    """
+    found: dict[tuple[str, float], Cost] = {}
+    for method in METHODS:
+        steps, least_N = 1 if method == "phash" else 100, np.sort(pool[method])
+        for share in SHARES:
+            first_too_many = float(least_N[min(int(share * len(least_N)), len(least_N) - 1)])
+            threshold = (math.ceil(round(first_too_many * steps, 4)) - 1) / steps
+            finds = float(np.mean([(edited[method] <= threshold).mean() for edited in copies]))
+            if threshold >= 0:
+                flags = float((least_N <= threshold).mean())
+                found[method, threshold] = Cost(method, threshold, flags, finds)
+    return list(found.values())
