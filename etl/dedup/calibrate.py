@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from pyspark.sql import functions as F
 
 from etl.dedup import evalsets
 from etl.project import Project
@@ -178,8 +179,8 @@ def _drawn(project: Project, name: str, store: Store, number: int, source: str |
     pairs = store.read(name, PAIRS).where("status = 'ok' AND phash IS NOT NULL")
     pairs = pairs.select("uid", "shard", "offset_bytes", "size_bytes", "phash")
     pairs = pairs.orderBy(draw(0), "uid").limit(number)
-    found = pairs.join(vectors.select("uid", "image_embedding"), on="uid", how="inner").orderBy(draw(0), "uid")
-    return Drawn(name, folder_of(shards), found.toArrow())
+    found = vectors.select("uid", "image_embedding").join(F.broadcast(pairs), on="uid", how="inner")
+    return Drawn(name, folder_of(shards), found.orderBy(draw(0), "uid").toArrow())
 
 
 def _originals(sets: Sequence[Drawn], number: int) -> list[Any]:
