@@ -9,7 +9,7 @@
     face_boxes  metadata files             -> image_signals      where a release came with face boxes
     features    npz files                  -> embeddings         in place of embed: vectors that a release came with
     dedup_semantic  embeddings             -> duplicates         groups that mean nearly the same, where switched on
-    decontaminate_semantic  embeddings, evaluation embeddings -> contaminated   copies that a hash alone misses
+    decontaminate_semantic  embeddings, pairs, and evaluation's -> contaminated   copies that a hash alone misses
     score       embeddings                 -> scores             one row per pair and filter version
     published_scores  metadata files       -> scores             in place of score: a column of a release
     fusion      scores of other filters    -> scores             by rank or by range

@@ -50,8 +50,12 @@ class Cost(NamedTuple):
 def look(files: Sequence[bytes], encoder: Encoder) -> Looks:
     """As ingest and embed look at them. Raises ImageError."""
     hashes_N = np.array([inspect(data).phash for data in files], np.int64).view(np.uint64)
-    vectors_ND = encoder.encode_images([encoder.preprocess(data) for data in files])
-    return Looks(vectors_ND.astype("<f2"), hashes_N)
+    starts = range(0, len(files), BLOCK_ROWS)  # pixels of a few at a time
+    vectors = [
+        encoder.encode_images([encoder.preprocess(data) for data in files[start : start + BLOCK_ROWS]])
+        for start in starts
+    ]
+    return Looks(np.concatenate(vectors).astype("<f2"), hashes_N)
 
 
 def of_pairs(left: Looks, right: Looks, i_P: Any, j_P: Any) -> Distances:
@@ -98,12 +102,19 @@ def costs(copies: Sequence[Distances], pool: Distances) -> list[Cost]:
     """
     found: dict[tuple[str, float], Cost] = {}
     for method in METHODS:
-        steps, least_N = 1 if method == "phash" else 100, np.sort(pool[method])
         for share in SHARES:
-            first_too_many = float(least_N[min(int(share * len(least_N)), len(least_N) - 1)])
-            threshold = (math.ceil(round(first_too_many * steps, 4)) - 1) / steps
-            finds = float(np.mean([(edited[method] <= threshold).mean() for edited in copies]))
-            if threshold >= 0:
-                flags = float((least_N <= threshold).mean())
-                found[method, threshold] = Cost(method, threshold, flags, finds)
+            limit = largest_threshold(pool[method], share, is_whole=method == "phash")
+            finds = float(np.mean([(edited[method] <= limit).mean() for edited in copies]))
+            if limit >= 0:
+                found[method, limit] = Cost(method, limit, float((pool[method] <= limit).mean()), finds)
     return list(found.values())
+
+
+def largest_threshold(least_N: Any, share: float, *, is_whole: bool) -> float:
+    """That flags at most a share of N pictures, by the distance of each to the closest: whole, or in hundredths.
+
+    Below 0: even 0 flags more.
+    """
+    steps, in_order = 1 if is_whole else 100, np.sort(least_N)
+    first_too_many = float(in_order[min(int(share * len(in_order)), len(in_order) - 1)])
+    return (math.ceil(round(first_too_many * steps, 4)) - 1) / steps

@@ -1,6 +1,7 @@
 """`dfn evalset calibrate` on the tiny recipe: edited pictures are found, the page shows who is near, refusals."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -11,9 +12,12 @@ from etl.dedup import evalsets
 from etl.dedup.calibrate import calibrate, limits_of, references
 from etl.project import Project
 from etl.report import calibration_facts
+from etl.report.calibration import NAMES
 from etl.stage import UserError
+from etl.stages import decontaminate, decontaminate_semantic
 from etl.store import Store
-from etl.tables import CONTAMINATED
+from etl.tables import CONTAMINATED, LEAK_METHODS
+from models.calibration import ANY, METHODS
 from models.edits import EDITS
 
 
@@ -60,6 +64,37 @@ def test_the_page_has_the_flagged_and_their_neighbours_side_by_side(calibrated, 
     num_flagged = sum(bool(one.flagged_by) for one in found.nearest)
     shown = min(num_flagged, calibration_facts.SHOWN) + calibration_facts.SHOWN
     assert html.count("<li><figure>") == shown and html.count("data:image/png") == 2 * shown
+
+
+def test_what_no_page_may_show_is_not_shown(calibrated, tmp_path):
+    """The pair that is nearest of all, on a blocklist; leaks alone are no reason here."""
+    project, found = calibrated
+    uid = found.pool.rows.column("uid").to_pylist()[found.nearest[0].number]
+    (tmp_path / "never.txt").write_text(uid + "\n")
+    exclude = project.config.stages.selection.exclude.model_copy(update={"blocklists": (tmp_path / "never.txt",)})
+    stages = project.config.stages.model_copy(
+        update={"selection": project.config.stages.selection.model_copy(update={"exclude": exclude})}
+    )
+    blocking = replace(project, config=project.config.model_copy(update={"stages": stages}))
+    blocking.__dict__["store"], blocking.__dict__["sources"] = project.store, project.sources
+    pages = [calibration_facts.write_page(one, "clean", found, tmp_path / "page.html").read_text()
+             for one in (project, blocking)]  # fmt: skip
+    is_flagged = [page.count("flagged by hash") + page.count("flagged by vector") for page in pages]
+    assert is_flagged == [sum(bool(one.flagged_by) for one in found.nearest) - n for n in (0, 1)]
+
+
+def test_a_folder_for_the_page_or_a_device_that_is_not_there_is_told_before_any_work(tiny, capsys, tmp_path):
+    assert _run(partial(app, ["evalset", "calibrate", "--conf", "tiny", "--out", str(tmp_path), "--quiet"])) == 2
+    assert f"wanted a file; found the folder {tmp_path}; fix:" in capsys.readouterr().err
+    with pytest.raises(UserError, match="--device: wanted cpu, or a GPU that torch can use; found cuda:7"):
+        calibrate(project_of(tiny), "clean", 1, 10, device="cuda:7")
+
+
+def test_methods_are_those_of_the_stages_in_their_order():
+    assert ("sha256", *METHODS) == LEAK_METHODS
+    slices = [decontaminate.STAGE.slice_of(None, ""), decontaminate_semantic.STAGE.slice_of(None, "")]
+    assert sorted(sum((part["method"] for part in slices), ())) == sorted(LEAK_METHODS)
+    assert set(NAMES) == {*METHODS, ANY}
 
 
 def test_the_command_tells_it_and_writes_the_page(tiny, capsys, tmp_path):

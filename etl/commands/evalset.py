@@ -72,9 +72,10 @@ def calibrate(
     Evaluation pictures are cropped, recompressed, captioned and so on, and looked for; pictures of the pool are held
     against all of them. A page shows the numbers and, side by side, the pictures around the thresholds: whether those
     are copies is for people to say. Changes nothing; thresholds are max_distance_bits of stages.decontaminate, and
-    max_distance and max_joint_distance of stages.decontaminate_semantic. 200 pictures take ViT-B/32 six minutes of a
-    core.
+    max_distance and max_joint_distance of stages.decontaminate_semantic.
     """
+    if out and out.is_dir():
+        raise UserError(f"evalset calibrate --out: wanted a file; found the folder {out}; fix: {out / 'page.html'}")
     with configured(conf, override, quiet) as project:
         from etl.dedup.calibrate import calibrate
         from etl.report.calibration_facts import write_page

@@ -122,7 +122,8 @@ def calibrate(project: Project, pool: str, num_originals: int, num_pool: int, de
     """Of `num_originals` evaluation pictures and `num_pool` pictures of the pool, both drawn by their uids.
 
     Raises:
-        UserError: vectors that a release came with; no evaluation set, or no vectors; no picture that can be read.
+        UserError: vectors that a release came with; no evaluation set, or no vectors; no such device; no picture that
+            can be read.
     """
     from models.calibration import look, of_pairs
     from models.edits import EDITS, png
@@ -138,6 +139,7 @@ def calibrate(project: Project, pool: str, num_originals: int, num_pool: int, de
         lacks = f"{len(ours.rows)} of {pool}, and {len(sets)} evaluation sets with any"
         raise UserError(f"evalset calibrate: wanted pictures with vectors by this encoder; found {lacks}; "
                         "fix: dfn run, with an evaluation set in the config or registered")  # fmt: skip
+    _check_device(device)
     encoder = Encoder.load(project.encoder[1], device=device, num_threads=os.cpu_count() or 1)
     originals = _originals(sets, num_originals)
     known, places, found = look([png(picture) for picture in originals], encoder), np.arange(len(originals)), {}
@@ -147,6 +149,16 @@ def calibrate(project: Project, pool: str, num_originals: int, num_pool: int, de
         found[name] = of_pairs(made, known, places, places)
         project.say(f"calibrate: {len(found)} of {len(edits)} edits of {len(originals)} pictures, {name}")
     return study(found, ours, sets, limits_of(project))
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).split(". ")[0]
+        raise UserError(f"--device: wanted cpu, or a GPU that torch can use; found {device}: {why}") from None
 
 
 def limits_of(project: Project) -> dict[str, float]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pyspark.sql import functions as F
+
 from etl.dedup.calibrate import Calibration, Nearest
 from etl.project import Project
 from etl.report.calibration import NAMES, Beside, render
@@ -16,8 +18,9 @@ SIZE_PX = 144
 
 
 def write_page(project: Project, pool: str, found: Calibration, path: Path) -> Path:
-    hidden = {row["uid"] for row in flagged(project, pool, NSFW_ABOVE, with_leaks=False).collect()}
     uids = found.pool.rows.column("uid").to_pylist()
+    named = flagged(project, pool, NSFW_ABOVE, with_leaks=False).where(F.col("uid").isin(uids))
+    hidden = {row["uid"] for row in named.collect()}
     shown = [one for one in found.nearest if uids[one.number] not in hidden]
     last = [one for one in shown if one.flagged_by][-SHOWN:][::-1]
     first = [one for one in shown if not one.flagged_by][:SHOWN]

@@ -35,9 +35,11 @@ from etl.config import load
 from etl.encode.encoders import encoder_folder
 from etl.samples.corpora import CorpusSpec, build
 from etl.stages import decontaminate, decontaminate_semantic
+from models import calibration
+from models.calibration import ANY, METHODS, Looks, largest_threshold, look, of_pairs, to_closest
 from models.edits import EDITS, png
 from models.encoder import Encoder
-from models.images import ImageError, decode_rgb, inspect
+from models.images import ImageError, decode_rgb
 from tests.bench.measure import OUT, Ratio, report, say
 from tests.bench.measure import load as load_average
 
@@ -47,10 +49,8 @@ MAX_PIXELS = 20_000_000
 MAX_FALSE = 5e-3
 """Of the pool, in the half that calibrates."""
 ORIGINALS, POOL = ("openclipart_heldout", "art4apps", "tuxpaint"), ("openclipart", "iconify_small")
-HASHES = {"phash": imagehash.phash, "dhash": imagehash.dhash}
-"""Of `imagehash`, 64 bits each. Its phash is the one in `pairs`."""
-
-
+PEERS = {"imagehash.phash": imagehash.phash, "imagehash.dhash": imagehash.dhash}
+"""64 bits each. The first is the one in `pairs`, by whatever order Pillow resizes in."""
 SWEEP = (0.0, 0.25, 0.28, 0.31, 0.34, 0.37, 0.4, 0.43)
 """Joint distances, beside the other defaults: what they cost and find."""
 SURE = ("copy", "recompress")
@@ -61,35 +61,28 @@ SURE = ("copy", "recompress")
 class Seen:
     """What the methods see of N files."""
 
-    hashes_N: dict[str, Any]
-    """Of `pairs` ("perceptual") and of `imagehash`, uint64."""
-    vectors_ND: Any
-    """float16, as they are stored."""
+    looks: Looks
+    peers_N: dict[str, Any]
+    """Peer -> uint64."""
 
 
-def look(files: Sequence[bytes], encoder: Encoder) -> Seen:
-    hashes: dict[str, list[int]] = {"perceptual": [], **{name: [] for name in HASHES}}
-    vectors, size = [], 256
-    for start in range(0, len(files), size):
-        some = files[start : start + size]
-        for data in some:
-            hashes["perceptual"].append(inspect(data).phash % 2**64)
-            image = Image.open(io.BytesIO(data))
-            for name, of in HASHES.items():
-                hashes[name].append(int(str(of(image)), 16))
-        vectors.append(encoder.encode_images([encoder.preprocess(data) for data in some]).astype(np.float16))
-    return Seen({name: np.array(found, np.uint64) for name, found in hashes.items()}, np.concatenate(vectors))
+def see(files: Sequence[bytes], encoder: Encoder) -> Seen:
+    images = [Image.open(io.BytesIO(data)) for data in files]
+    peers = {name: np.array([int(str(of(image)), 16) for image in images], np.uint64) for name, of in PEERS.items()}
+    return Seen(look(files, encoder), peers)
 
 
-def distances(left: Seen, right: Seen) -> dict[str, Any]:
-    """Method -> distance of every left file to every right one: bits, 1 - cosine, or that of `models/looks.py`."""
-    found: dict[str, Any] = {
-        name: np.bitwise_count(left.hashes_N[name][:, None] ^ right.hashes_N[name][None]) for name in left.hashes_N
-    }
-    units = [side / np.linalg.norm(side, axis=1, keepdims=True) for side in
-             (left.vectors_ND.astype(np.float32), right.vectors_ND.astype(np.float32))]  # fmt: skip
-    semantic = np.maximum(np.round(1 - units[0] @ units[1].T, 6), 0)
-    return found | {"semantic": semantic, "joint": (2 * semantic + found["perceptual"] / 32) / 3}
+def to_originals(made: Seen, known: Seen) -> dict[str, Any]:
+    """Method -> distance of each copy to its own original."""
+    places = np.arange(len(known.looks.hashes_N))
+    peers = {name: np.bitwise_count(made.peers_N[name] ^ known.peers_N[name]) for name in PEERS}
+    return {**of_pairs(made.looks, known.looks, places, places), **peers}
+
+
+def to_nearest(pool: Seen, known: Seen) -> dict[str, Any]:
+    """Method -> distance of each picture of the pool to the nearest original."""
+    peers = {name: np.bitwise_count(pool.peers_N[name][:, None] ^ known.peers_N[name]).min(axis=1) for name in PEERS}
+    return {**to_closest(pool.looks, known.looks)[0], **peers}
 
 
 @dataclass(frozen=True)
@@ -103,53 +96,45 @@ class Half:
 
 
 def half(originals: Sequence[bytes], pool: Sequence[bytes], encoder: Encoder) -> Half:
-    known, own = look(originals, encoder), {}
-    pictures = [decode_rgb(data) for data in originals]
-    for kind, strength, edit in [
-        ("copy", "exact", None),
-        *((k, s, e) for k, es in EDITS.items() for s, e in es.items()),
-    ]:
-        made = look([edit(picture) for picture in pictures], encoder) if edit else known
-        own[kind, strength] = {method: np.diagonal(d).copy() for method, d in distances(made, known).items()}
+    known, pictures = see(originals, encoder), [decode_rgb(data) for data in originals]
+    own = {("copy", "exact"): to_originals(known, known)}
+    for kind, strength, edit in ((k, s, e) for k, some in EDITS.items() for s, e in some.items()):
+        own[kind, strength] = to_originals(see([edit(picture) for picture in pictures], encoder), known)
         say(f"{kind} {strength}")
-    return Half(own, {method: d.min(axis=1) for method, d in distances(look(pool, encoder), known).items()})
+    return Half(own, to_nearest(see(pool, encoder), known))
 
 
 def thresholds(calibrating: Half) -> dict[str, float]:
-    """Method -> the largest distance at which at most MAX_FALSE of the pool is flagged.
-
-    Bits are whole; the other distances go by hundredths.
-    """
-    found = {}
-    for method, nearest in calibrating.pool.items():
-        first_too_many = float(np.sort(nearest)[int(MAX_FALSE * len(nearest))])
-        steps = 100 if method in ("semantic", "joint") else 1
-        found[method] = (np.ceil(first_too_many * steps) - 1) / steps
-    return found
+    """Method -> the largest distance at which at most MAX_FALSE of the pool is flagged."""
+    fine = ("semantic", "semantic_phash")
+    return {
+        method: largest_threshold(nearest_N, MAX_FALSE, is_whole=method not in fine)
+        for method, nearest_N in calibrating.pool.items()
+    }
 
 
-def flagged(distance_of: dict[str, Any], limits: dict[str, float]) -> dict[str, Any]:
-    """Method -> which files it flags; `any`: one of the stages' three."""
-    found = {method: distance_of[method] <= limit for method, limit in limits.items()}
-    return found | {"any": found["perceptual"] | found["semantic"] | found["joint"]}
+def shares(found: dict[str, Any], limits: dict[str, float]) -> dict[str, float]:
+    """Method -> the share of files that it flags; `any`: one of the stages' three."""
+    peers = {name: float((found[name] <= limits[name]).mean()) for name in PEERS if name in limits}
+    return {**calibration.shares(found, limits), **peers}
 
 
 def study(reported: Half, limits: dict[str, float]) -> dict[str, Any]:
-    recall = {edit: {m: float(f.mean()) for m, f in flagged(d, limits).items()} for edit, d in reported.own.items()}
+    recall = {edit: shares(found, limits) for edit, found in reported.own.items()}
     methods = list(next(iter(recall.values())))
     mean = {m: float(np.mean([found[m] for found in recall.values()])) for m in methods}
-    false = {m: float(f.mean()) for m, f in flagged(reported.pool, limits).items()}
+    false = shares(reported.pool, limits)
     precision = {m: mean[m] / (mean[m] + false[m]) if mean[m] else 0.0 for m in methods}
     return {"thresholds": limits, "recall": recall, "mean": mean, "false": false, "precision": precision,
-            "num_originals": len(next(iter(reported.own.values()))["perceptual"]),
-            "num_pool": len(reported.pool["perceptual"])}  # fmt: skip
+            "num_originals": len(next(iter(reported.own.values()))["phash"]),
+            "num_pool": len(reported.pool["phash"])}  # fmt: skip
 
 
 def sweep(reported: Half) -> list[dict[str, Any]]:
     """Of each of SWEEP: recall by any of the three methods, of SURE and of all edits; share of the pool flagged."""
     rows = []
     for distance in SWEEP:
-        found = study(reported, {**defaults(), "joint": distance})
+        found = study(reported, {**defaults(), "semantic_phash": distance})
         sure = {f"{k} {s}": r["any"] for (k, s), r in found["recall"].items() if k in SURE}
         rows.append({"distance": distance, "sure": sure, "mean": found["mean"]["any"], "false": found["false"]["any"]})
     return rows
@@ -158,8 +143,8 @@ def sweep(reported: Half) -> list[dict[str, Any]]:
 def defaults() -> dict[str, float]:
     """Method -> the threshold that its stage has."""
     by_vector = decontaminate_semantic.Config()
-    return {"perceptual": decontaminate.Config().max_distance_bits, "semantic": by_vector.max_distance,
-            "joint": by_vector.max_joint_distance}  # fmt: skip
+    return {"phash": decontaminate.Config().max_distance_bits, "semantic": by_vector.max_distance,
+            "semantic_phash": by_vector.max_joint_distance}  # fmt: skip
 
 
 def pictures(source: str, number: int | None = None) -> list[bytes]:
@@ -190,15 +175,15 @@ def images_in(shard: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def show(found: dict[str, Any]) -> None:
-    columns = ["perceptual", "semantic", "joint", "any", *HASHES]
+    columns = [*METHODS, ANY, *PEERS]
     say(f"{found['num_originals']} originals and {found['num_pool']} pictures of the pool, not those that calibrated")
-    print(f"{'':<26}" + "".join(f"{c:>14}" for c in columns))
+    print(f"{'':<26}" + "".join(f"{c:>16}" for c in columns))
     limits = found["thresholds"]
-    print(f"{'threshold':<26}" + "".join(f"{limits.get(c, ''):>14}" for c in columns))
+    print(f"{'threshold':<26}" + "".join(f"{limits.get(c, ''):>16}" for c in columns))
     for (kind, strength), recall in found["recall"].items():
-        print(f"{kind + ' ' + strength:<26}" + "".join(f"{recall[c]:>14.1%}" for c in columns))
+        print(f"{kind + ' ' + strength:<26}" + "".join(f"{recall[c]:>16.1%}" for c in columns))
     for name in ("mean", "false", "precision"):
-        print(f"{name:<26}" + "".join(f"{found[name][c]:>14.2%}" for c in columns))
+        print(f"{name:<26}" + "".join(f"{found[name][c]:>16.2%}" for c in columns))
     sure = {k: r for k, r in found["recall"].items() if k[0] in SURE}
     short = [f"{k} {s} {r['any']:.2%}" for (k, s), r in sure.items() if r["any"] < 1]
     print("copies and recompressions: " + ("all found" if not short else "NOT all found: " + ", ".join(short)))
@@ -208,8 +193,8 @@ def ratios(found: dict[str, Any]) -> list[Ratio]:
     """Rows of the report: ours is any of the three methods, theirs `imagehash`'s phash alone."""
     rows = []
     for (kind, strength), recall in found["recall"].items():
-        ours, theirs = recall["any"], recall["phash"]
-        note = ", ".join(f"{name} {recall[name]:.1%}" for name in ("perceptual", "semantic", "joint"))
+        ours, theirs = recall[ANY], recall["imagehash.phash"]
+        note = ", ".join(f"{name} {recall[name]:.1%}" for name in METHODS)
         ratio = ours / theirs if theirs else None
         goal = ">= 1" if kind in SURE else "-"
         rows.append(Ratio(f"{kind} {strength}", ours, theirs, "recall", ratio, goal, None, load_average(), note))
