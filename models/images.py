@@ -92,6 +92,12 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+SIDEWAYS = {UPRIGHT[turn] for turn in (5, 6, 7, 8)}
+"""Those that swap width and height."""
+
+HASHED_PX = 96
+"""No side of a JPEG is decoded to less than this for its perceptual hash, which looks at 32 x 32."""
+
 
 class StatusError(Exception):
     """Why a row has no result: `status` is one of `etl.tables.STATUSES`, `reason` is one printable line."""
@@ -159,11 +165,24 @@ def decode_rgb(
 
 
 def inspect(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageFacts:
-    """Format, size and perceptual hash, from one decode. Raises ImageError."""
+    """Format, size and perceptual hash, from one decode, which is also the check that the file is whole.
+
+    The hash is of `decode_rgb`'s pixels in grey; of a JPEG, of those that `draft("L", (96, 96))` decodes: its luma, at
+    1/2, 1/4 or 1/8 of the size. All of the file is read for that, in less than half of the time. Raises ImageError.
+    """
     from models.phash import phash  # numba: where pixels are read
 
-    image = decode_rgb(data, max_pixels=max_pixels)
-    return ImageFacts(sniff(data), image.width, image.height, phash(image))
+    with _opened(data, max_pixels, FORMATS) as image:
+        size_px = image.size
+        if image.format == "JPEG":
+            image.draft("L", (HASHED_PX, HASHED_PX))
+        image.load()
+        turn = UPRIGHT.get(_orientation(image))
+        seen = image if image.mode == "L" and not image.has_transparency_data else _to_rgb(image)
+        if turn is not None:
+            seen = seen.transpose(turn)
+            size_px = size_px[::-1] if turn in SIDEWAYS else size_px
+        return ImageFacts(sniff(data), *size_px, phash(seen))
 
 
 def measure(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[str, int, int]:

@@ -17,6 +17,7 @@ from PIL import Image, ImageCms, ImageFile
 
 from models.images import (
     FORMATS,
+    UPRIGHT,
     ImageError,
     ImageFacts,
     decode_rgb,
@@ -26,6 +27,7 @@ from models.images import (
     sha256_hex,
     sniff,
 )
+from models.phash import phash
 
 RED = (200, 30, 60)
 SIZE = (40, 30)
@@ -307,6 +309,63 @@ def test_phash_is_imagehash_of_the_rgb_as_a_signed_integer():
     expected = [str(imagehash.phash(decode_rgb(image))) for image in data]
     assert [f"{value % 2**64:016x}" for value in found] == expected
     assert -(2**63) <= min(found) < max(found) == 0
+
+
+LARGE = {
+    "4:2:0": ("RGB", {}),
+    "4:4:4": ("RGB", {"subsampling": 0}),
+    "progressive": ("RGB", {"progressive": True}),
+    "kept as RGB": ("RGB", {"keep_rgb": True}),
+    "grey": ("L", {}),
+    "CMYK": ("CMYK", {}),
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+@pytest.mark.parametrize("size", [(400, 300), (480, 640), (300, 901), (191, 1200)])
+def test_a_large_jpeg_is_hashed_from_its_luma_decoded_small(kind, size):
+    mode, options = LARGE[kind]
+    data = encode(photo(1, size).convert(mode), "JPEG", **options)
+    small = Image.open(io.BytesIO(data))
+    small.draft("L", (96, 96))
+    assert small.mode == ("CMYK" if mode == "CMYK" else "L")
+    assert 96 <= min(small.size) <= 191
+    grey = small.convert("RGB").convert("L")
+    rows_first = grey.resize((32, grey.height), Image.Resampling.LANCZOS).resize((32, 32), Image.Resampling.LANCZOS)
+    facts = inspect(data)
+    assert facts[:3] == ("jpeg", *size)
+    assert f"{facts.phash % 2**64:016x}" == str(imagehash.phash(rows_first))
+    whole = phash(decode_rgb(data))
+    assert (facts.phash ^ whole).bit_count() <= 4
+
+
+@pytest.mark.parametrize("turn", UPRIGHT)
+def test_a_large_jpeg_is_hashed_upright(turn):
+    original = photo(1, (480, 360))
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    facts = inspect(encode(original, "JPEG", exif=exif))
+    assert facts[1:3] == ((360, 480) if turn > 4 else (480, 360))
+    upright = inspect(encode(original.transpose(UPRIGHT[turn]), "PNG"))
+    assert (facts.phash ^ upright.phash).bit_count() <= 4
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.booleans(), st.integers(0, 6000), st.lists(st.tuples(st.integers(0, 6000), st.integers(0, 255)), max_size=3))
+def test_a_jpeg_that_is_only_decoded_small_is_checked_as_wholly(is_progressive, cut, damages):
+    """Whether it is cut or damaged: all of its bytes are read either way."""
+    data = bytearray(encode(photo(2, (400, 300)), "JPEG", progressive=is_progressive, quality=30))
+    del data[max(100, len(data) - cut) :]
+    for place, value in damages:
+        data[place % len(data)] = value
+    found = []
+    for look in (inspect, decode_rgb):
+        try:
+            look(bytes(data))
+            found.append("ok")
+        except ImageError as error:
+            found.append(error.status)
+    assert found[0] == found[1]
 
 
 def test_phash_of_a_known_pattern():

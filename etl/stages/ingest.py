@@ -197,5 +197,5 @@ def tidy(config: Config, written: DataFrame) -> None:
 
 STAGE = Stage(
     "ingest", reads={"known": Read(PAIRS)}, writes=(PAIRS, INPUTS), config=Config, transform=transform, resume="rows",
-    version=3, kinds=("pool", "filter", "dev", "eval"), listing=listing, committed=tidy,
+    version=4, kinds=("pool", "filter", "dev", "eval"), listing=listing, committed=tidy,
 )  # fmt: skip

@@ -44,6 +44,8 @@ from tests.bench.measure import OUT, MissingError, Rates, Ratio, Side, against, 
 
 MIN_JACCARD = 0.8
 ROWS_PER_PARTITION = 2_000_000
+PHOTO_TURNS = 8
+"""What is told apart is a twentieth; the JVM's turns get faster for a minute."""
 PEER_CAPTIONS = 100_000
 """Of which datasketch's rate is taken, with more it falls a little: its tables grow out of the caches."""
 
@@ -177,7 +179,7 @@ def photo_rows(spark: SparkSession, size: Size) -> list[Ratio]:
         ("phash_over_decode", (ingested, ingested_without), "<= 1.05"),
         ("phash_over_scan", (scanned, scanned_without), "-"),
     ):
-        rates, _ = interleaved(dict(zip(("with", "without"), sides, strict=True)), repetitions=max(size.repetitions, 3))
+        rates, _ = interleaved(dict(zip(("with", "without"), sides, strict=True)), repetitions=PHOTO_TURNS)
         taken = [[1e3 / rate for rate in rates[side]] for side in ("with", "without")]
         made.append(compare(name, *taken, "CPU ms / image", goal, f"{size.photos:,} JPEGs of 512x384"))
     return made
