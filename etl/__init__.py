@@ -6,10 +6,11 @@
     decontaminate  pairs, evaluation pairs -> contaminated       same bytes or look as in an evaluation set
     embed       pairs                      -> embeddings         GPU: vectors, once per encoder version
     image_signals  pairs                   -> image_signals      what a vision model says, in the pass of embed
+    variants    evaluation pairs           -> variants           edited copies of them, in the pass of embed
     face_boxes  metadata files             -> image_signals      where a release came with face boxes
     features    npz files                  -> embeddings         in place of embed: vectors that a release came with
     dedup_semantic  embeddings             -> duplicates         groups that mean nearly the same, where switched on
-    decontaminate_semantic  embeddings, pairs, and evaluation's -> contaminated   copies that a hash alone misses
+    decontaminate_semantic  embeddings, pairs, and evaluation's, variants -> contaminated   copies, edited ones too
     score       embeddings                 -> scores             one row per pair and filter version
     published_scores  metadata files       -> scores             in place of score: a column of a release
     fusion      scores of other filters    -> scores             by rank or by range

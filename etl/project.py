@@ -24,12 +24,13 @@ from etl.forget.kept_out import read_stay_out
 from etl.intake.table_lists import is_table, pin_table
 from etl.job import Progress, StageRun
 from etl.loop.loop_config import LoopConfig
+from etl.recipe import BEFORE_FILTERS, edits_of, idle_stages
 from etl.run import Runner
 from etl.samples import corpora
 from etl.selection.lexicon import read_lexicon
 from etl.session import session
 from etl.stage import Slice, Stage, StageConfig, Table, UserError
-from etl.stages import STAGES, collect, decontaminate_semantic, download, embed, image_signals, ingest
+from etl.stages import STAGES, collect, decontaminate_semantic, download, embed, image_signals, ingest, variants
 from etl.stages.features import without_npz
 from etl.storage import use
 from etl.store import Store
@@ -38,11 +39,6 @@ from models.filters import check_encoder, save_filter
 from models.records import RECORD, FilterRecord, VectorsRecord
 
 Say = Callable[[str], None]
-BEFORE_FILTERS = (
-    "collect", "download", "ingest", "signals", "dedup", "decontaminate", "embed", "image_signals", "face_boxes",
-    "features", "dedup_semantic", "decontaminate_semantic",
-)  # fmt: skip
-"""Stages that need no filter: what `dfn run` does when none is named, without those that the config has no use for."""
 
 
 @dataclass(frozen=True)
@@ -170,8 +166,12 @@ class Project:
         """What else looks at the pixels that `embed` decodes."""
         found = [encoder_folder(encoder, self.say) for encoder in self.config.more_encoders.values()]
         parts = [(embed.STAGE, config.model_copy(update=naming(*encoder))) for encoder in found]
-        if self.config.datasets[dataset].kind in image_signals.STAGE.kinds:
+        kind = self.config.datasets[dataset].kind
+        if kind in image_signals.STAGE.kinds:
             parts += self._image_models(dataset)
+        if kind in variants.STAGE.kinds and edits_of(self.config):
+            own = self.config.stages.variants  # type: ignore[attr-defined]
+            parts.append((variants.STAGE, self._resolved(variants.STAGE, dataset, own)))
         return parts
 
     def _image_models(self, dataset: str) -> list[tuple[Stage, StageConfig]]:
@@ -199,18 +199,9 @@ class Project:
         """Whether a dataset has what the stages of the web read."""
         return stage not in (collect.STAGE, download.STAGE) or self.config.datasets[dataset].is_downloaded
 
-    @property
+    @cached_property
     def _idle_stages(self) -> dict[str, str]:
-        """Stages that the config has no use for -> what they want: vectors are made or came with the release."""
-        idle = {} if self.config.image_models else {"image_signals": "image_models, such as [open_nsfw]"}
-        if not self.config.stages.face_boxes.column:  # type: ignore[attr-defined]
-            idle["face_boxes"] = "stages.face_boxes.column, such as face_bboxes"
-        for name in ("dedup_semantic", "decontaminate_semantic"):
-            if not getattr(self.config.stages, name).is_on:
-                idle[name] = f"stages.{name}.is_on: true"
-        if self.config.encoder.published:
-            return idle | {"embed": "no encoder.published"}
-        return idle | {"features": "encoder.published, such as datacomp_l14"}
+        return idle_stages(self.config)
 
     def _resolved(self, stage: Stage, dataset: str, settings: StageConfig) -> StageConfig:
         """`settings` with the fields that only a run can know."""
@@ -221,10 +212,13 @@ class Project:
             known |= {"shards_root": folder_of(source.shards) if source.shards else "", "metadata": source.metadata}
         if "web_folder" in wanted:
             known["web_folder"] = str(self.web_folder(dataset))
-        if isinstance(settings, image_signals.Config):
+        if isinstance(settings, image_signals.Config | variants.Config):
             same = self.config.stages.embed  # type: ignore[attr-defined]
             known |= {name: getattr(same, name) for name in embed.PassConfig.model_fields if name not in known}
+        if isinstance(settings, image_signals.Config):
             known |= image_models.fetched(settings.model, self.say)
+        if isinstance(settings, decontaminate_semantic.Config):
+            known["edits"] = edits_of(self.config)
         if "lexicon_name" in wanted:
             known["lexicon_name"] = read_lexicon(self.config.stages.signals.lexicon).name  # type: ignore[attr-defined]
         if "encoder_version" in wanted:

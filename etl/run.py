@@ -96,6 +96,7 @@ class Runner:
         with ExitStack() as leases:
             for table in {plan.stage.writes[-1].name: plan.stage.writes[-1] for plan in busy.values()}.values():
                 leases.enter_context(self.store.lease(dataset, table))
+                self.store.extend(dataset, table)
             jobs = {n: self.job(plan, dataset) for n, plan in busy.items()}
             rows = [n for n, plan in busy.items() if plan.stage.resume == "rows" and not plan.is_complete]
             done |= dict(zip(rows, append([(jobs[n], busy[n].base) for n in rows]), strict=True))

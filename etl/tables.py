@@ -1,6 +1,7 @@
 """Every data contract: what a row is, its columns with meaning and unit, key, slices, checks. Touches nothing.
 
-Those of the web are in `web_tables.py`, of takedowns in `forget/contracts.py`, the statuses in `statuses.py`.
+Those of the web are in `web_tables.py`, of duplicates and leaks in `dedup/contracts.py`, of takedowns in
+`forget/contracts.py`, the statuses in `statuses.py`.
 
 Units are suffixes: `_px`, `_bytes`, `_bits`, `_seconds`, `_fraction`, `_at` (UTC). `is_` starts a boolean, `num_` a
 count.
@@ -8,6 +9,11 @@ count.
 
 from __future__ import annotations
 
+from etl.dedup.contracts import CONTAMINATED as CONTAMINATED
+from etl.dedup.contracts import DUPLICATES as DUPLICATES
+from etl.dedup.contracts import EVALSETS as EVALSETS
+from etl.dedup.contracts import LEAK_METHODS as LEAK_METHODS
+from etl.dedup.contracts import VARIANTS as VARIANTS
 from etl.forget.contracts import FORGOTTEN as FORGOTTEN
 from etl.forget.contracts import TAKEDOWNS as TAKEDOWNS
 from etl.stage import Table
@@ -82,34 +88,6 @@ SIGNALS = Table(
         "nsfw_text_score_in_0_1": "nsfw_text_score IS NULL OR nsfw_text_score BETWEEN 0 AND 1",
     },
 )
-
-DUPLICATES = Table(
-    "duplicates",
-    key=("method", "uid"),
-    sliced_by=("method",),
-    ddl="""
-    method STRING NOT NULL COMMENT 'url_text: same URL and caption; sha256: same bytes; phash, minhash: near ones',
-    uid STRING NOT NULL COMMENT 'a member of a group of two or more, which any chain of duplicates joins',
-    group_uid STRING NOT NULL COMMENT 'smallest uid of the group',
-    distance FLOAT NOT NULL COMMENT 'to the pair group_uid: bits for phash, 1 - Jaccard for minhash, 0 of the others'
-    """,
-    checks=_UID,
-)
-
-CONTAMINATED = Table(
-    "contaminated",
-    key=("eval_set", "method", "uid"),
-    sliced_by=("method",),
-    ddl="""
-    eval_set STRING NOT NULL COMMENT 'evaluation or development dataset, or registered set, that has such an image',
-    method STRING NOT NULL COMMENT 'sha256: same bytes; near by phash, semantic: vector, or semantic_phash: both',
-    uid STRING NOT NULL,
-    distance FLOAT NOT NULL COMMENT 'to the closest of the set: 0, bits, 1 - cosine, (2 (1 - cosine) + bits / 32) / 3'
-    """,
-    checks=_UID,
-)
-LEAK_METHODS = ("sha256", "phash", "semantic", "semantic_phash")
-"""Of `contaminated`, the surest first."""
 
 EMBEDDINGS = Table(
     "embeddings",
@@ -276,19 +254,8 @@ RUNS = Table(
     """,
 )
 
-EVALSETS = Table(
-    "evalsets",
-    key=("name",),
-    is_project_wide=True,
-    ddl="""
-    name STRING NOT NULL COMMENT 'of a registered evaluation set: its pairs and embeddings are the dataset so named',
-    source STRING NOT NULL COMMENT 'glob of its shards',
-    added_at TIMESTAMP NOT NULL COMMENT 'UTC'
-    """,
-)
-
 DATASET_TABLES = (
     CANDIDATES, CRAWL_FILES, FETCHES, INPUTS, PAIRS, SIGNALS, DUPLICATES, CONTAMINATED, EMBEDDINGS, FEATURE_FILES,
-    IMAGE_SIGNALS, SCORES, SELECTIONS, RECEIPTS, SHARDS,
+    IMAGE_SIGNALS, VARIANTS, SCORES, SELECTIONS, RECEIPTS, SHARDS,
 )  # fmt: skip
 PROJECT_TABLES = (RUNS, EVALUATIONS, PROMOTIONS, EVALSETS, FORGOTTEN, TAKEDOWNS)

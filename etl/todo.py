@@ -17,7 +17,8 @@ from etl.dedup import evalsets
 from etl.history import Commit, data_version
 from etl.job import code_of
 from etl.loop.outcome import rows_by_status
-from etl.project import BEFORE_FILTERS, Project
+from etl.project import Project
+from etl.recipe import BEFORE_FILTERS, edits_of
 from etl.rows import Rows
 from etl.run import NOT_THERE, Pin, Plan
 from etl.runs import RECENT_RUNS, recent_runs
@@ -168,9 +169,9 @@ class Todo:
         """Registered evaluation sets that a run embeds first."""
         if stage is not decontaminate_semantic.STAGE or self.project.config.encoder.published:
             return None
-        lacking = [
-            name for name in evalsets.used(self.project) if not evalsets.holdings(self.project, name)["semantic"]
-        ]
+        wanted = ("semantic", "edited") if edits_of(self.project.config) else ("semantic",)
+        held = {name: evalsets.holdings(self.project, name) for name in evalsets.used(self.project)}
+        lacking = [name for name, holds in held.items() if not all(holds[method] for method in wanted)]
         return f"vectors of {', '.join(lacking)} are made first" if lacking else None
 
     def _seconds(self, stage: str, dataset: str, rows_left: int | None) -> float | None:

@@ -65,16 +65,30 @@ def of_pairs(left: Looks, right: Looks, i_P: Any, j_P: Any) -> Distances:
     return dict(zip(METHODS, (bits_P, apart_P, joint_distances(left, right, i_P, j_P)), strict=True))
 
 
-def to_closest(ours: Looks, theirs: Looks) -> tuple[Distances, Any]:
-    """Distances of each of N pictures to the closest of M by each method; which of M is closest by both together."""
+def of_copies(made: Looks, originals: Looks, edited: Sequence[Looks] = ()) -> Distances:
+    """Of each of N pictures to the original that it was made of, or to the closest of that one's edited copies.
+
+    `edited`: those copies, N for each edit. As in the stages, a hash by itself is held against originals alone.
+    """
+    places = np.arange(len(made.hashes_N))
+    found = [of_pairs(made, one, places, places) for one in (originals, *edited)]
+    return {METHODS[0]: found[0][METHODS[0]]} | {m: np.minimum.reduce([one[m] for one in found]) for m in METHODS[1:]}
+
+
+def to_closest(ours: Looks, theirs: Looks, is_edited_M: Any = None) -> tuple[Distances, Any]:
+    """Distances of each of N pictures to the closest of M by each method; which of M is closest by both together.
+
+    `is_edited_M`: which are edited copies. As in the stages, a hash by itself is held against the others alone.
+    """
     ours_ND, theirs_MD = (_units(side.vectors_ND) for side in (ours, theirs))
+    is_picture_M = np.full(len(theirs_MD), True) if is_edited_M is None else ~is_edited_M
     least, nearest = [], []
     for start in range(0, len(ours_ND), BLOCK_ROWS):
         some = slice(start, start + BLOCK_ROWS)
         bits_BM = np.bitwise_count(ours.hashes_N[some, None] ^ theirs.hashes_N[None])
         apart_BM = np.maximum(np.round(1 - ours_ND[some] @ theirs_MD.T, 6), 0)
         joint_BM = OF_VECTOR * apart_BM + (1 - OF_VECTOR) * bits_BM / 32
-        least.append([side_BM.min(axis=1) for side_BM in (bits_BM, apart_BM, joint_BM)])
+        least.append([side_BM.min(axis=1) for side_BM in (bits_BM[:, is_picture_M], apart_BM, joint_BM)])
         nearest.append(joint_BM.argmin(axis=1))
     return dict(zip(METHODS, map(np.concatenate, zip(*least, strict=True)), strict=True)), np.concatenate(nearest)
 

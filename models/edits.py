@@ -1,6 +1,7 @@
 """What happens to pictures that are copied around the web: edits of known kinds and strengths. Pillow; touches nothing.
 
-What finds copies is tried on them: see `dfn evalset calibrate`.
+Evaluation pictures are looked for as VARIANTS too, and what finds copies is tried on EDITS, of other strengths: see
+`dfn evalset calibrate`.
 """
 
 from __future__ import annotations
@@ -32,6 +33,12 @@ def png(image: Picture) -> bytes:
 def cropped(image: Picture, share: float) -> Picture:
     """Without that share of the width at the left and of the height at the bottom."""
     return image.crop((round(image.width * share), 0, image.width, image.height - round(image.height * share)))
+
+
+def centred(image: Picture, share: float) -> Picture:
+    """Without that share of the width at the left and the right, and of the height above and below."""
+    x, y = round(image.width * share), round(image.height * share)
+    return image.crop((x, y, image.width - x, image.height - y))
 
 
 def bordered(image: Picture, border: tuple[float, str]) -> Picture:
@@ -87,3 +94,24 @@ EDITS: Mapping[str, Mapping[str, Edit]] = {
     "blur": _each("{} px", blurred, (1, 3, 8)),
 }  # fmt: skip
 """Kind -> strength -> the file that it makes of a picture. All but recompression are written as JPEG of quality 90."""
+
+
+def _saved(edit: Callable[[Picture], Picture]) -> Edit:
+    return lambda image: jpeg(edit(image), quality=75)
+
+
+VARIANTS: Mapping[str, Edit] = {
+    "recompressed": partial(jpeg, quality=30),
+    "mirrored": _saved(ImageOps.mirror),
+    "upside down": _saved(ImageOps.flip),
+    "turned left": _saved(partial(turned, degrees=90)),
+    "turned right": _saved(partial(turned, degrees=-90)),
+    "tilted": _saved(partial(turned, degrees=8)),
+    "cropped": _saved(partial(centred, share=0.075)),
+    "white border": _saved(partial(bordered, border=(0.05, "white"))),
+    "black border": _saved(partial(bordered, border=(0.05, "black"))),
+}
+"""Name -> the file that it makes of a picture. What is near one of these is near the picture so edited, and what was
+edited more or less, or once more, is nearer to it than to the picture. Of 22 such edits these are the ones that find
+much which the others do not (`tests/bench/leaks.py`): recompressed ones have the noise of a JPEG, that makes hashes of
+symmetric figures."""

@@ -21,7 +21,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 READ_TINY = {"test_calibrate.py", "test_card.py", "test_connect.py", "test_filter_recipe.py", "test_filters.py",
              "test_forget_tiny.py", "test_lineage.py", "test_loop.py", "test_notebooks.py", "test_plan.py",
-             "test_privacy.py", "test_rounds.py"}  # fmt: skip
+             "test_privacy.py", "test_rounds.py", "test_variants.py"}  # fmt: skip
 """Files whose tests share the fixture `tiny`: kept in one process, so that its minutes are spent once."""
 
 

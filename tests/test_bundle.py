@@ -20,7 +20,7 @@ from test_docs import problems
 
 from etl.__main__ import main
 from etl.config import load
-from etl.project import BEFORE_FILTERS
+from etl.recipe import BEFORE_FILTERS
 from etl.stage import UserError
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -40,7 +40,9 @@ def test_copies_are_found_and_the_share_of_the_pool_is_told(calibrated):
     assert found.recall["crop 20%"]["phash"] == 0 and found.recall["flip upside down"]["phash"] == 0
     assert all(shares["any"] >= max(list(shares.values())[:-1]) for shares in found.recall.values())
     assert (found.num_originals, len(found.pool.rows), found.num_references) == (4, 60, 100)
+    assert found.recall["flip left-right"]["semantic"] == 1  # looked for as mirrored
     told = found.told()
+    assert told["looked_for_as"] == ["recompressed", "mirrored"]
     assert told["pictures"] == {"edited": 4, "evaluation": 100, "pool": 60}
     assert told["thresholds"] == {"phash": 4, "semantic": 0.1, "semantic_phash": 0.31}
     assert set(told["found"]) == {*found.recall, "all"} and json.loads(json.dumps(told)) == told
@@ -139,5 +141,6 @@ def test_registered_sets_are_held_against_too(tiny, tmp_path):
     project = project_of(tiny, f"evalsets.root={tmp_path}")
     evalsets.add(project, "seen", project.sources["things"].shards)
     found = references(project_of(tiny, f"evalsets.root={tmp_path}", "evalsets.use=[seen]"))
-    assert [(one.name, len(one.rows)) for one in found] == [("things", 100), ("seen", 100)]
+    assert [(one.name, one.num_pictures, len(one.rows)) for one in found] == [("things", 100, 300), ("seen", 100, 300)]
     assert found[0].rows.column("uid") == found[1].rows.column("uid") and found[1].read(0) == found[0].read(0)
+    assert evalsets.holdings(project, "seen")["edited"] == 100

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.edits import EDITS
+from models.edits import EDITS, VARIANTS
 
-ALL = {f"{kind} {strength}": edit for kind, some in EDITS.items() for strength, edit in some.items()}
+ALL = {f"{kind} {strength}": edit for kind, some in EDITS.items() for strength, edit in some.items()} | VARIANTS
 
 
 def made(name: str, image: Image.Image) -> Image.Image:
@@ -16,7 +16,7 @@ def made(name: str, image: Image.Image) -> Image.Image:
 
 
 def test_there_are_ten_kinds_of_edit_and_thirty_edits():
-    assert len(EDITS) == 10 and len(ALL) == 30
+    assert len(EDITS) == 10 and len(ALL) - len(VARIANTS) == 30
 
 
 def quarters() -> Image.Image:
@@ -46,6 +46,15 @@ BLACK, WHITE, RED, GREEN, BLUE = (0, 0, 0), (255, 255, 255), (255, 0, 0), (0, 25
     ("border 10% black", (120, 100), (BLACK, BLACK, BLACK, BLACK)),
     ("text 20% high", (100, 80), (BLACK, RED, GREEN, BLUE)),
     ("rotate 90 degrees", (80, 100), (RED, BLUE, BLACK, GREEN)),
+    ("recompressed", (100, 80), (BLACK, RED, GREEN, BLUE)),
+    ("mirrored", (100, 80), (RED, BLACK, BLUE, GREEN)),
+    ("upside down", (100, 80), (GREEN, BLUE, BLACK, RED)),
+    ("turned left", (80, 100), (RED, BLUE, BLACK, GREEN)),
+    ("turned right", (80, 100), (GREEN, BLACK, BLUE, RED)),
+    ("tilted", (112, 94), (WHITE, WHITE, WHITE, WHITE)),
+    ("cropped", (84, 68), (BLACK, RED, GREEN, BLUE)),
+    ("white border", (110, 90), (WHITE, WHITE, WHITE, WHITE)),
+    ("black border", (110, 90), (BLACK, BLACK, BLACK, BLACK)),
     ("brightness x 0.4", (100, 80), (BLACK, (102, 0, 0), (0, 102, 0), (0, 0, 102))),
 ])  # fmt: skip
 def test_an_edit_does_what_it_says(name, size, corners):

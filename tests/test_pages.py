@@ -65,12 +65,13 @@ CALIBRATION = Calibration(
     flags={"phash": 0.001, "semantic": 0.0, "semantic_phash": 0.012, "any": 0.0125},
     costs=[Cost("phash", 3.0, 0.001, 0.42), Cost("semantic", 0.07, 0.005, 0.61)],
     nearest=[],
-    pool=Drawn("pool", "", pa.table({"uid": ["a"] * 2000})),
-    sets=[Drawn("things", "", pa.table({"uid": ["b"] * 30}))],
+    pool=Drawn("pool", "", pa.table({"uid": ["a"] * 2000}), 2000),
+    sets=[Drawn("things", "", pa.table({"uid": ["b"] * 90}), 30)],
     num_originals=20,
+    edits=("mirrored", "cropped"),
 )  # fmt: skip
-NEAREST = Nearest(0, 0, 0, 13, 0.17, 0.249, ("phash", "semantic_phash"))
-BESIDE = Beside(pair().thumbnail_png, None, "things", "flagged by hash, hash and vector", NEAREST)
+NEAREST = Nearest(0, 0, 0, "mirrored", 13, 0.17, 0.249, ("phash", "semantic_phash"))
+BESIDE = Beside(pair().thumbnail_png, None, "things, mirrored", "flagged by hash, hash and vector", NEAREST)
 
 
 def calibrated(data: Calibration, beside: Beside = BESIDE) -> str:

@@ -39,7 +39,7 @@ def run(
     """Bring stages up to date: ingest, signals, dedup, decontaminate, embed (or features, where vectors came with the
     release), and what looks for copies by vectors. What is up to date is not done again. Then what is new in the pool
     is scored by the filter @serving."""
-    from etl.project import BEFORE_FILTERS
+    from etl.recipe import BEFORE_FILTERS
 
     if unknown := set(stage) - set(BEFORE_FILTERS):
         raise UserError(f"--stage: wanted some of {', '.join(BEFORE_FILTERS)}; found {', '.join(sorted(unknown))}")

@@ -18,31 +18,33 @@ from pyspark.sql import functions as F
 
 from etl.dedup import evalsets
 from etl.project import Project
+from etl.recipe import edits_of
 from etl.selection.judging import draw
 from etl.shards import RangeReader, ShardError
 from etl.stage import UserError
 from etl.storage import folder_of
 from etl.store import Store
-from etl.tables import EMBEDDINGS, PAIRS
+from etl.tables import EMBEDDINGS, PAIRS, VARIANTS
 
 if TYPE_CHECKING:  # torch
     from models.calibration import Cost, Distances, Looks
 
 SIDE_PX = 512
 """Larger evaluation pictures are made smaller before they are edited."""
-MAX_REFERENCES = 20_000
-"""Evaluation pictures of a set that the pool is held against, drawn: 20 MB of vectors of 512."""
+MAX_LOOKS = 50_000
+"""Of a set that the pool is held against, its pictures drawn, each with its edited copies: 50 MB of vectors of 512."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Pictures of a dataset, in the order in which they are drawn."""
+    """Pictures of a dataset, in the order in which they are drawn, and after them their edited copies."""
 
     name: str
     root: str
     """What `shard` is relative to."""
     rows: pa.Table
-    """uid, shard, offset_bytes, size_bytes, phash, image_embedding."""
+    """uid, shard, offset_bytes, size_bytes, phash, image_embedding, edit: '' of a picture as it is."""
+    num_pictures: int
 
     @cached_property
     def looks(self) -> Looks:
@@ -53,7 +55,7 @@ class Drawn:
         return Looks(vectors.reshape(len(self.rows), -1), hashes_N)
 
     def read(self, number: int) -> bytes | None:
-        """The file of a picture; None where it cannot be read."""
+        """The file of a row's picture, not edited; None where it cannot be read."""
         (row,) = self.rows.select(["shard", "offset_bytes", "size_bytes"]).slice(number, 1).to_pylist()
         with RangeReader() as reader:
             try:
@@ -63,14 +65,17 @@ class Drawn:
 
 
 class Nearest(NamedTuple):
-    """A picture of the pool, and the evaluation picture that is nearest to it by vector and hash together."""
+    """A picture of the pool, and the evaluation picture that is nearest to it, itself or as edited, by vector and hash
+    together."""
 
     number: int
     """Of the pool's drawn pictures."""
     of: int
     """Of `sets`."""
     of_number: int
-    """Of the set's drawn pictures."""
+    """Of the set's rows."""
+    edit: str
+    """Of that evaluation picture; '' where it is as it is."""
     bits: int
     apart: float
     """1 - cosine."""
@@ -93,6 +98,8 @@ class Calibration:
     pool: Drawn
     sets: Sequence[Drawn]
     num_originals: int
+    edits: tuple[str, ...]
+    """As which evaluation pictures are looked for, beside as they are."""
 
     @property
     def mean(self) -> dict[str, float]:
@@ -101,12 +108,13 @@ class Calibration:
 
     @property
     def num_references(self) -> int:
-        return sum(len(one.rows) for one in self.sets)
+        return sum(one.num_pictures for one in self.sets)
 
     def told(self) -> dict[str, Any]:
         """For the terminal, or as JSON."""
         return {
             "pictures": {"edited": self.num_originals, "evaluation": self.num_references, "pool": len(self.pool.rows)},
+            "looked_for_as": list(self.edits),
             "thresholds": dict(self.limits),
             "found": {edit: _rounded(found) for edit, found in (*self.recall.items(), ("all", self.mean))},
             "flagged_of_pool": _rounded(self.flags),
@@ -125,8 +133,8 @@ def calibrate(project: Project, pool: str, num_originals: int, num_pool: int, de
         UserError: vectors that a release came with; no evaluation set, or no vectors; no such device; no picture that
             can be read.
     """
-    from models.calibration import look, of_pairs
-    from models.edits import EDITS, png
+    from models.calibration import look, of_copies
+    from models.edits import EDITS, VARIANTS, png
     from models.encoder import Encoder
 
     if project.config.encoder.published:
@@ -142,13 +150,14 @@ def calibrate(project: Project, pool: str, num_originals: int, num_pool: int, de
     _check_device(device)
     encoder = Encoder.load(project.encoder[1], device=device, num_threads=os.cpu_count() or 1)
     originals = _originals(sets, num_originals)
-    known, places, found = look([png(picture) for picture in originals], encoder), np.arange(len(originals)), {}
+    known, found = look([png(picture) for picture in originals], encoder), {}
+    copies = [look([VARIANTS[name](picture) for picture in originals], encoder) for name in edits_of(project.config)]
     edits = {f"{kind} {strength}": edit for kind, some in EDITS.items() for strength, edit in some.items()}
     for name, edit in edits.items():
         made = look([edit(picture) for picture in originals], encoder)
-        found[name] = of_pairs(made, known, places, places)
+        found[name] = of_copies(made, known, copies)
         project.say(f"calibrate: {len(found)} of {len(edits)} edits of {len(originals)} pictures, {name}")
-    return study(found, ours, sets, limits_of(project))
+    return study(found, ours, sets, limits_of(project), edits_of(project.config))
 
 
 def _check_device(device: str) -> None:
@@ -175,9 +184,10 @@ def references(project: Project) -> list[Drawn]:
     """Of the project's evaluation and development sets, and of the registered ones that it uses."""
     own = project.config.of_kind("eval", "dev")
     shared, registered = evalsets.store_of(project), evalsets.used(project).items()
+    number = MAX_LOOKS // (1 + len(edits_of(project.config)))
     return [
-        *(_drawn(project, name, project.store, MAX_REFERENCES) for name in own),
-        *(_drawn(project, name, shared, MAX_REFERENCES, source) for name, source in registered),
+        *(_drawn(project, name, project.store, number) for name in own),
+        *(_drawn(project, name, shared, number, source) for name, source in registered),
     ]
 
 
@@ -185,14 +195,20 @@ def _drawn(project: Project, name: str, store: Store, number: int, source: str |
     record, _ = project.encoder
     shards = source or project.sources[name].shards
     if not shards or not store.exists(name, PAIRS) or not store.exists(name, EMBEDDINGS):
-        return Drawn(name, "", pa.table({}))
+        return Drawn(name, "", pa.table({}), 0)
     where = {"encoder": record.name, "encoder_version": record.version}
     vectors = store.read(name, EMBEDDINGS, where=where).where("status = 'ok' AND image_embedding IS NOT NULL")
     pairs = store.read(name, PAIRS).where("status = 'ok' AND phash IS NOT NULL")
     pairs = pairs.select("uid", "shard", "offset_bytes", "size_bytes", "phash")
     pairs = pairs.orderBy(draw(0), "uid").limit(number)
     found = vectors.select("uid", "image_embedding").join(F.broadcast(pairs), on="uid", how="inner")
-    return Drawn(name, folder_of(shards), found.orderBy(draw(0), "uid").toArrow())
+    pictures = found.withColumn("edit", F.lit("")).orderBy(draw(0), "uid").toArrow()
+    if not edits_of(project.config) or not store.exists(name, VARIANTS):  # those of a pool are none
+        return Drawn(name, folder_of(shards), pictures, len(pictures))
+    looks = store.read(name, VARIANTS, where=where).where("status = 'ok'").select("uid", F.inline("looks"))
+    copies = looks.join(F.broadcast(pairs.drop("phash")), on="uid", how="inner").select(*pictures.column_names)
+    rows = pa.concat_tables([pictures, copies.orderBy("edit", "uid").toArrow()], promote_options="permissive")
+    return Drawn(name, folder_of(shards), rows, len(pictures))
 
 
 def _originals(sets: Sequence[Drawn], number: int) -> list[Any]:
@@ -200,11 +216,11 @@ def _originals(sets: Sequence[Drawn], number: int) -> list[Any]:
     from models.images import ImageError, decode_rgb
 
     found: list[Any] = []
-    turns = [(one, place) for place in range(max(len(one.rows) for one in sets)) for one in sets]
+    turns = [(one, place) for place in range(max(one.num_pictures for one in sets)) for one in sets]
     for one, place in turns:
         if len(found) == number:
             break
-        data = one.read(place) if place < len(one.rows) else None
+        data = one.read(place) if place < one.num_pictures else None
         if data is None:
             continue
         try:
@@ -219,19 +235,24 @@ def _originals(sets: Sequence[Drawn], number: int) -> list[Any]:
 
 
 def study(
-    copies: Mapping[str, Distances], ours: Drawn, sets: Sequence[Drawn], limits: Mapping[str, float]
+    copies: Mapping[str, Distances],
+    ours: Drawn,
+    sets: Sequence[Drawn],
+    limits: Mapping[str, float],
+    edits: tuple[str, ...],
 ) -> Calibration:
     """`copies`: edit -> of each edited picture to its original. `sets`: none of them empty."""
     from models.calibration import METHODS, Looks, costs, flagged, of_pairs, shares, to_closest
 
     theirs = Looks(*(np.concatenate(side) for side in zip(*(one.looks for one in sets), strict=True)))
     places = [(of, number) for of, one in enumerate(sets) for number in range(len(one.rows))]
-    closest, nearest_N = to_closest(ours.looks, theirs)
+    as_edit_M = [edit for one in sets for edit in one.rows.column("edit").to_pylist()]
+    closest, nearest_N = to_closest(ours.looks, theirs, np.array([edit != "" for edit in as_edit_M]))
     by, at = flagged(closest, limits), of_pairs(ours.looks, theirs, np.arange(len(ours.rows)), nearest_N)
     phash, semantic, joint = METHODS
     nearest = [
-        Nearest(n, places[m][0], places[m][1], int(at[phash][n]), float(at[semantic][n]), float(at[joint][n]),
-                tuple(method for method in limits if by[method][n]))
+        Nearest(n, places[m][0], places[m][1], as_edit_M[m], int(at[phash][n]), float(at[semantic][n]),
+                float(at[joint][n]), tuple(method for method in limits if by[method][n]))
         for n, m in enumerate(nearest_N.tolist())
     ]  # fmt: skip
     return Calibration(
@@ -243,4 +264,5 @@ def study(
         pool=ours,
         sets=sets,
         num_originals=len(next(iter(copies.values()))[phash]),
+        edits=edits,
     )

@@ -1,8 +1,8 @@
 """Evaluation sets that are registered once, for every project: `dfn evalset`. Touches their tables; reads contaminated.
 
 A set is a dataset of kind eval in a store of its own: `pairs` holds its hashes, `embeddings` its vectors under each
-encoder that asked. `decontaminate` and `decontaminate_semantic` of any project read them beside the project's own
-evaluation datasets; a set that is registered later makes their earlier runs stale.
+encoder that asked, `variants` those of edited copies. `decontaminate` and `decontaminate_semantic` of any project read
+them beside the project's own evaluation datasets; a set that is registered later makes their earlier runs stale.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from etl.cache import cache_folder
 from etl.stage import StageConfig, UserError
 from etl.storage import NoSecret
 from etl.store import Store
-from etl.tables import CONTAMINATED, EMBEDDINGS, EVALSETS, LEAK_METHODS, PAIRS
+from etl.tables import CONTAMINATED, EMBEDDINGS, EVALSETS, LEAK_METHODS, PAIRS, VARIANTS
 
 if TYPE_CHECKING:
     from etl.project import Project
@@ -78,7 +78,7 @@ def keeper(project: Project, sources: Mapping[str, str]) -> Project:
 
 
 def embed_used(project: Project) -> None:
-    """Vectors of the used sets under the project's encoder, where they lack. Their shards are read for that."""
+    """Vectors of the used sets and of edited copies under the project's encoder, where they lack, from their shards."""
     from etl.stages import embed
 
     if project.config.encoder.published:  # nobody has those of other pictures
@@ -117,17 +117,21 @@ def add(project: Project, name: str, source: str) -> dict[str, Any]:
 
 
 def holdings(project: Project, name: str) -> dict[str, Any]:
-    """{source, sha256, phash, semantic: pictures that the set knows by each; the last under the project's encoder}."""
+    """{source, sha256, phash, semantic, edited: pictures that the set knows by each}; the last two under the project's
+    encoder, by vectors, and by those of edited copies."""
     store, (record, _) = store_of(project), project.encoder
     row = store.read(name, PAIRS).where("status = 'ok'").agg(F.count("sha256"), F.count("phash")).collect()[0]
     where = {"encoder": record.name, "encoder_version": record.version}
-    rows = store.read(name, EMBEDDINGS, where=where) if store.exists(name, EMBEDDINGS) else None
-    num_vectors = rows.where("status = 'ok'").count() if rows else 0
-    return {"source": listed(store).get(name), "sha256": int(row[0]), "phash": int(row[1]), "semantic": num_vectors}
+    by_vector = {
+        method: store.read(name, table, where=where).where("status = 'ok'").count() if store.exists(name, table) else 0
+        for method, table in (("semantic", EMBEDDINGS), ("edited", VARIANTS))
+    }
+    return {"source": listed(store).get(name), "sha256": int(row[0]), "phash": int(row[1]), **by_vector}
 
 
 def report(project: Project) -> dict[str, Any]:
-    """DATASET.SET -> {rows: flagged by any method, METHOD: {distance, rounded up: rows}}; zeros for what was not seen.
+    """DATASET.SET -> {rows: flagged by any method, METHOD: {distance, rounded up: rows}, edited: {EDIT: rows to which
+    none is as near as one so edited, by any method}}; zeros for what was not seen.
 
     Of pools and filter datasets, by the project's own evaluation and development sets and the registered ones.
     """
@@ -137,7 +141,7 @@ def report(project: Project) -> dict[str, Any]:
         if not project.store.exists(dataset, CONTAMINATED):
             raise UserError(f"evalset report: wanted {dataset} decontaminated; found it is not; fix: dfn run")
         rows = project.store.read(dataset, CONTAMINATED)
-        flagged = {name: {"rows": 0, **dict.fromkeys(LEAK_METHODS, 0)} for name in names}
+        flagged = {name: {"rows": 0, **dict.fromkeys((*LEAK_METHODS, "edited"), 0)} for name in names}
         for name, parts in _by_distance(rows).items():
             flagged.setdefault(name, {}).update(parts)
         found |= {f"{dataset}.{name}": parts for name, parts in flagged.items()}
@@ -154,4 +158,11 @@ def _by_distance(rows: DataFrame) -> dict[str, dict[str, Any]]:
         found[row["eval_set"]] = {"rows": int(row["n"])}
     for row in counts.orderBy("eval_set", "method", "step").collect():
         found[row["eval_set"]].setdefault(row["method"], {})[f"{row['step']:g}"] = int(row["count"])
+    if "edit" in rows.columns:  # not of before there were edits
+        closest = rows.groupBy("eval_set", "uid").agg(
+            F.min("edit").alias("edit"), F.count("edit").alias("n"), F.count("*").alias("of")
+        )
+        edited = closest.where("n = of").groupBy("eval_set", "edit").count().orderBy("eval_set", "edit")
+        for row in edited.collect():
+            found[row["eval_set"]].setdefault("edited", {})[row["edit"]] = int(row["count"])
     return found

@@ -88,15 +88,15 @@ class EncoderReader:
         cosines = cosine(image_vectors_NI, text_vectors_NT) if record.shares_space else [None] * len(texts)
         reason = "the model gave NaN, infinity or zeros"
         return {
-            "image_embedding": _halves(image_vectors_NI, is_valid),
-            "text_embedding": _halves(text_vectors_NT, is_valid),
+            "image_embedding": halves(image_vectors_NI, is_valid),
+            "text_embedding": halves(text_vectors_NT, is_valid),
             "cosine": [value if ok else None for value, ok in zip(cosines, is_valid, strict=True)],
             "status": ["ok" if ok else "invalid_output" for ok in is_valid],
             "status_reason": [None if ok else reason for ok in is_valid],
         }
 
 
-def _halves(vectors_ND: np.ndarray, is_valid_N: np.ndarray) -> list[bytes | None]:
+def halves(vectors_ND: np.ndarray, is_valid_N: np.ndarray) -> list[bytes | None]:
     """Little-endian float16, as tables store them."""
     return [vector.astype("<f2").tobytes() if ok else None for vector, ok in zip(vectors_ND, is_valid_N, strict=True)]
 

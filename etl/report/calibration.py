@@ -20,6 +20,8 @@ SECTIONS = [("summary", "Summary"), ("found", "Copies found"), ("pool", "The poo
 NAMES = {"phash": "hash", "semantic": "vector", "semantic_phash": "hash and vector", "any": "any of them"}
 LIMITS = (
     "Edits are made one at a time; what is copied on the web has often been through several.",
+    "Evaluation pictures are looked for as edited, too, in some of the ways in which copies were made to be counted, "
+    "though not as strongly: of what is done to pictures in other ways nothing is known.",
     "A picture of the pool that is flagged may be a true copy: the pictures are for that.",
     "Pictures that are unsafe, show a face, opted out or are on a blocklist are not shown.",
 )
@@ -32,6 +34,7 @@ class Beside:
     pool_png: bytes | None
     evaluation_png: bytes | None
     eval_set: str
+    """And how its picture was edited to be that near."""
     flagged_by: str
     nearest: Nearest
 

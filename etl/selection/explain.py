@@ -20,7 +20,7 @@ SHOWN: tuple[tuple[Table, tuple[str, ...]], ...] = (
     (SIGNALS, ("language", "language_confidence", "nsfw_text_score", "num_words", "num_chars", "aspect_ratio")),
     (IMAGE_SIGNALS, ("model", "model_version", "nsfw_score", "face_boxes", "status")),
     (DUPLICATES, ("method", "group_uid", "distance")),
-    (CONTAMINATED, ("eval_set", "method", "distance")),
+    (CONTAMINATED, ("eval_set", "method", "distance", "edit")),
     (EMBEDDINGS, ("encoder", "encoder_version", "cosine", "status", "status_reason")),
     (SCORES, ("filter", "filter_version", "score", "status")),
 )
@@ -39,7 +39,8 @@ def explain(store: Store, dataset: str, uid: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for table, columns in SHOWN:
         if store.exists(dataset, table):
-            rows = store.read(dataset, table).where(F.col("uid") == uid).select(*columns).collect()
+            own = store.read(dataset, table).where(F.col("uid") == uid)
+            rows = own.select(*[c for c in columns if c in own.columns]).collect()  # a table may be of before a column
             found[table.name] = [{k: v for k, v in row.asDict().items() if v is not None} for row in rows]
     found[CONTAMINATED.name] = sorted(found.get(CONTAMINATED.name, []), key=_closeness)
     if not found.get(PAIRS.name):
@@ -75,7 +76,9 @@ def _verdict(store: Store, dataset: str, uid: str, receipt: dict[str, Any]) -> s
     if row["verdict"] == "contaminated":
         seen = inputs["contaminated"].where(F.col("uid") == uid).collect()
         closest = min((r.asDict() for r in seen), key=_closeness)
-        return f"contaminated ({closest['method']} of {closest['eval_set']}, distance {closest['distance']:.4g})"
+        as_edited = f" as {closest['edit']}" if closest.get("edit") else ""
+        of = f"{closest['method']} of {closest['eval_set']}{as_edited}"
+        return f"contaminated ({of}, distance {closest['distance']:.4g})"
     if row["verdict"] != "eligible":
         return str(row["verdict"])
     if replay.config.keep.soft_cap:

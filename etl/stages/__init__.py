@@ -19,6 +19,7 @@ from etl.stages import (
     score,
     selection,
     signals,
+    variants,
 )
 
 STAGES: tuple[Stage, ...] = (
@@ -30,6 +31,7 @@ STAGES: tuple[Stage, ...] = (
     decontaminate.STAGE,
     embed.STAGE,
     image_signals.STAGE,  # in embed's pass over the pixels
+    variants.STAGE,  # likewise, of evaluation pictures
     face_boxes.STAGE,  # where a release came with boxes
     features.STAGE,  # in place of embed, where the release came with vectors
     dedup_semantic.STAGE,  # where it is switched on

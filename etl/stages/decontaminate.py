@@ -68,8 +68,11 @@ def transform(pairs: DataFrame, references: DataFrame, *, config: Config) -> Dat
         "sha256": lambda: same_bytes(pairs, known),
         "phash": lambda: same_look(pairs, known, config.max_distance_bits),
     }
+    no_edit = F.lit(None).cast("string").alias("edit")
     rows = [
-        found[method]().select("eval_set", F.lit(method).alias("method"), "uid", F.col("distance").cast("float"))
+        found[method]().select(
+            "eval_set", F.lit(method).alias("method"), "uid", F.col("distance").cast("float"), no_edit
+        )
         for method in config.methods
     ]
     return rows[0] if len(rows) == 1 else rows[0].unionByName(rows[1])

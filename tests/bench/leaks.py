@@ -11,8 +11,10 @@ reported, with the stages' defaults too:
     precision           at as many copies as pictures of the pool: recall / (recall + false positives)
 
 for the perceptual hash, the encoder's vectors (the demo's), the joint distance of both, and any of the three; and for
-the hashes of `imagehash` on the same files, by the same rule. The stages' defaults and other joint distances follow.
-About 20 minutes of a core; --quick: 300 originals, three minutes.
+the hashes of `imagehash` on the same files, by the same rule. The stages' defaults follow, and what they find where
+originals are looked for as edited, too (`models.edits.VARIANTS`, of other strengths): as all of these, with each one
+alone left out, and with other joint distances.
+About 25 minutes of a core; --quick: 300 originals, four minutes.
 """
 
 from __future__ import annotations
@@ -36,8 +38,8 @@ from etl.encode.encoders import encoder_folder
 from etl.samples.corpora import CorpusSpec, build
 from etl.stages import decontaminate, decontaminate_semantic
 from models import calibration
-from models.calibration import ANY, METHODS, Looks, largest_threshold, look, of_pairs, to_closest
-from models.edits import EDITS, png
+from models.calibration import ANY, METHODS, Looks, largest_threshold, look, of_copies, to_closest
+from models.edits import EDITS, VARIANTS, png
 from models.encoder import Encoder
 from models.images import ImageError, decode_rgb
 from tests.bench.measure import OUT, Ratio, report, say
@@ -72,22 +74,9 @@ def see(files: Sequence[bytes], encoder: Encoder) -> Seen:
     return Seen(look(files, encoder), peers)
 
 
-def to_originals(made: Seen, known: Seen) -> dict[str, Any]:
-    """Method -> distance of each copy to its own original."""
-    places = np.arange(len(known.looks.hashes_N))
-    peers = {name: np.bitwise_count(made.peers_N[name] ^ known.peers_N[name]) for name in PEERS}
-    return {**of_pairs(made.looks, known.looks, places, places), **peers}
-
-
-def to_nearest(pool: Seen, known: Seen) -> dict[str, Any]:
-    """Method -> distance of each picture of the pool to the nearest original."""
-    peers = {name: np.bitwise_count(pool.peers_N[name][:, None] ^ known.peers_N[name]).min(axis=1) for name in PEERS}
-    return {**to_closest(pool.looks, known.looks)[0], **peers}
-
-
 @dataclass(frozen=True)
-class Half:
-    """Distances of one half of the originals to what was made of them, and to the pool."""
+class Distances:
+    """Of one half of the originals to what was made of them, and to the pool."""
 
     own: dict[tuple[str, str], dict[str, Any]]
     """(kind, strength) -> method -> of each original's copy to it."""
@@ -95,16 +84,42 @@ class Half:
     """Method -> of each picture of the pool to the nearest original."""
 
 
+@dataclass(frozen=True)
+class Half:
+    known: Seen
+    made: dict[tuple[str, str], Seen]
+    """(kind, strength) -> the copies."""
+    pool: Seen
+    variants: dict[str, Looks]
+    """As what originals are looked for, too."""
+
+    def distances(self, edits: Sequence[str] = ()) -> Distances:
+        """Where originals are looked for as these edits, too."""
+        known, peers_of = self.known.looks, self.known.peers_N
+        copies = [self.variants[name] for name in edits]
+        own = {}
+        for edit, made in self.made.items():
+            peers = {name: np.bitwise_count(made.peers_N[name] ^ peers_of[name]) for name in PEERS}
+            own[edit] = {**of_copies(made.looks, known, copies), **peers}
+        theirs = Looks(*(np.concatenate(side) for side in zip(known, *copies, strict=True)))
+        is_edited_M = np.arange(len(theirs.hashes_N)) >= len(known.hashes_N)
+        nearest = {n: np.bitwise_count(self.pool.peers_N[n][:, None] ^ peers_of[n]).min(axis=1) for n in PEERS}
+        return Distances(own, {**to_closest(self.pool.looks, theirs, is_edited_M)[0], **nearest})
+
+
 def half(originals: Sequence[bytes], pool: Sequence[bytes], encoder: Encoder) -> Half:
     known, pictures = see(originals, encoder), [decode_rgb(data) for data in originals]
-    own = {("copy", "exact"): to_originals(known, known)}
+    made, variants = {("copy", "exact"): known}, {}
     for kind, strength, edit in ((k, s, e) for k, some in EDITS.items() for s, e in some.items()):
-        own[kind, strength] = to_originals(see([edit(picture) for picture in pictures], encoder), known)
+        made[kind, strength] = see([edit(picture) for picture in pictures], encoder)
         say(f"{kind} {strength}")
-    return Half(own, to_nearest(see(pool, encoder), known))
+    for name, edit in VARIANTS.items():
+        variants[name] = look([edit(picture) for picture in pictures], encoder)
+        say(f"looked for as {name}")
+    return Half(known, made, see(pool, encoder), variants)
 
 
-def thresholds(calibrating: Half) -> dict[str, float]:
+def thresholds(calibrating: Distances) -> dict[str, float]:
     """Method -> the largest distance at which at most MAX_FALSE of the pool is flagged."""
     fine = ("semantic", "semantic_phash")
     return {
@@ -119,7 +134,7 @@ def shares(found: dict[str, Any], limits: dict[str, float]) -> dict[str, float]:
     return {**calibration.shares(found, limits), **peers}
 
 
-def study(reported: Half, limits: dict[str, float]) -> dict[str, Any]:
+def study(reported: Distances, limits: dict[str, float]) -> dict[str, Any]:
     recall = {edit: shares(found, limits) for edit, found in reported.own.items()}
     methods = list(next(iter(recall.values())))
     mean = {m: float(np.mean([found[m] for found in recall.values()])) for m in methods}
@@ -130,7 +145,7 @@ def study(reported: Half, limits: dict[str, float]) -> dict[str, Any]:
             "num_pool": len(reported.pool["phash"])}  # fmt: skip
 
 
-def sweep(reported: Half) -> list[dict[str, Any]]:
+def sweep(reported: Distances) -> list[dict[str, Any]]:
     """Of each of SWEEP: recall by any of the three methods, of SURE and of all edits; share of the pool flagged."""
     rows = []
     for distance in SWEEP:
@@ -213,24 +228,42 @@ def main() -> None:
     )
     say(f"{len(originals)} originals, {len(pool)} pictures of the pool")
     halves = [half(originals[n::2], pool[n::2], encoder) for n in (0, 1)]
-    calibrated = thresholds(halves[0])
-    by_default, found = study(halves[1], {**calibrated, **defaults()}), study(halves[1], calibrated)
+    calibrating, reported = (one.distances() for one in halves)
+    calibrated = thresholds(calibrating)
+    limits = {**calibrated, **defaults()}
+    found = study(reported, calibrated)
     name = "leaks-quick" if given.quick else "leaks"
     report(name, ratios(found))
     show(found)
-    say("with the defaults of the stages:")
+    say("with the defaults of the stages, originals as they are:")
+    show(study(reported, limits))
+    say("with the defaults of the stages, originals also as edited:")
+    all_edits = [one.distances(tuple(VARIANTS)) for one in halves]
+    by_default = study(all_edits[1], limits)
     show(by_default)
-    for name_of, one in zip(("calibrating", "reported"), halves, strict=True):
-        say(f"by other joint distances, of the half {name_of}: what is found")
-        for row in (swept := sweep(one)):
+    for name_of, one, with_edits in zip(("calibrating", "reported"), halves, all_edits, strict=True):
+        say(f"what any method finds by the defaults, of the half {name_of}:")
+        tell("as they are", study(one.distances(), limits))
+        tell("also as edited", study(with_edits, limits))
+        for edit in VARIANTS:
+            tell(f"without {edit}", study(one.distances([e for e in VARIANTS if e != edit]), limits))
+        say(f"by other joint distances, also as edited, of the half {name_of}: what is found")
+        for row in (swept := sweep(with_edits)):
             sure = ", ".join(f"{edit} {share:.2%}" for edit, share in row["sure"].items())
             print(f"{row['distance']:>6}  mean {row['mean']:.2%}, false {row['false']:.2%}; {sure}")
     table = {
         **found,
         "sweep": swept,
         "recall": [{"kind": k, "strength": s, **r} for (k, s), r in found["recall"].items()],
+        "defaults": [{"kind": k, "strength": s, **r} for (k, s), r in by_default["recall"].items()],
     }
     (OUT / f"{name}-table.json").write_text(json.dumps(table, indent=1))
+
+
+def tell(name: str, found: dict[str, Any]) -> None:
+    sure = [recall[ANY] for (kind, _), recall in found["recall"].items() if kind in SURE]
+    print(f"{name:>24}: mean {found['mean'][ANY]:.2%}, false {found['false'][ANY]:.2%}, "
+          f"copies and recompressions at least {min(sure):.2%}")  # fmt: skip
 
 
 if __name__ == "__main__":
