@@ -151,7 +151,7 @@ def _value(field: Any) -> str:
     return NOT_SAID if value in (None, "", (), [], {}) else f"`{value}`"
 
 
-COLUMN = re.compile(r"^\s*(\w+) ([A-Z][\w<>, ]*?)(?: NOT NULL)?(?: COMMENT '((?:[^'\\]|\\.)*)')?,?$")
+COLUMN = re.compile(r"^\s*(\w+) ([A-Z][\w<>,: ]*?)(?: NOT NULL)?(?: COMMENT '((?:[^'\\]|\\.)*)')?,?$")
 
 
 def tables() -> str:

@@ -193,7 +193,7 @@ def test_evaluation_images_are_found_by_method_and_set(spark):
         config = decontaminate.Config(max_distance_bits=0)
         found = decontaminate.transform(frame(spark, PAIRS, pairs, partitions), named, config=config)
         assert found.columns == schema_of(CONTAMINATED).names
-        assert rows_of(found) == [(name, method, uid(n), 0.0) for name, method, n in wanted]
+        assert rows_of(found) == [(name, method, uid(n), 0.0, None) for name, method, n in wanted]
 
 
 # --- score
@@ -266,7 +266,9 @@ def test_conform_orders_columns_and_names_those_that_differ(spark):
 
 GOOD = {"string": "'x'", "bigint": "0L", "int": "1", "float": "0F", "double": "0D", "binary": "X'00'",
         "array<array<float>>": "array(array(0F, 1F))", "timestamp": "current_timestamp()",
-        "map<string,bigint>": "map('a', 1L)"}  # fmt: skip
+        "map<string,bigint>": "map('a', 1L)",
+        "array<struct<edit:string,phash:bigint,image_embedding:binary>>":
+            "array(named_struct('edit', 'a', 'phash', 1L, 'image_embedding', X'00'))"}  # fmt: skip
 BAD_UIDS = [f"'{uid(0)[1:]}'", f"'{'A' * 32}'", f"'{uid(0)}0'", "''", f"concat('{uid(0)}', '\\n')"]
 
 

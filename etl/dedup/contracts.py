@@ -34,6 +34,7 @@ CONTAMINATED = Table(
 LEAK_METHODS = ("sha256", "phash", "semantic", "semantic_phash")
 """Of `contaminated`, the surest first."""
 
+# Looks: of the picture edited in each way, what pairs and embeddings would have of it.
 VARIANTS = Table(
     "variants",
     key=("encoder", "encoder_version", "uid"),
@@ -42,8 +43,7 @@ VARIANTS = Table(
     encoder STRING NOT NULL,
     encoder_version STRING NOT NULL COMMENT 'first 16 hex digits of the sha256 over weights and record',
     uid STRING NOT NULL COMMENT 'of an evaluation or development picture',
-    looks ARRAY<STRUCT<edit: STRING, phash: BIGINT, image_embedding: BINARY>>
-        COMMENT 'of the picture edited in each way, as pairs and embeddings have them; NULL unless status is ok',
+    looks ARRAY<STRUCT<edit: STRING, phash: BIGINT, image_embedding: BINARY>> COMMENT 'NULL unless status is ok',
     status STRING NOT NULL,
     status_reason STRING COMMENT 'why, in one line'
     """,
