@@ -323,7 +323,7 @@ LARGE = {
 
 @pytest.mark.parametrize("kind", LARGE)
 @pytest.mark.parametrize("size", [(400, 300), (480, 640), (300, 901), (191, 1200)])
-def test_a_large_jpeg_is_hashed_from_its_luma_decoded_small(kind, size):
+def test_a_large_jpeg_is_hashed_from_its_luma_decoded_small(kind, size, monkeypatch):
     mode, options = LARGE[kind]
     data = encode(photo(1, size).convert(mode), "JPEG", **options)
     small = Image.open(io.BytesIO(data))
@@ -335,8 +335,18 @@ def test_a_large_jpeg_is_hashed_from_its_luma_decoded_small(kind, size):
     facts = inspect(data)
     assert facts[:3] == ("jpeg", *size)
     assert f"{facts.phash % 2**64:016x}" == str(imagehash.phash(rows_first))
-    whole = phash(decode_rgb(data))
-    assert (facts.phash ^ whole).bit_count() <= 4
+    assert (facts.phash ^ phash(decode_rgb(data))).bit_count() <= 4
+    hashed = []
+    monkeypatch.setattr("models.phash.phash", lambda image: hashed.append(image) or 7)
+    assert inspect(data).phash == 7
+    np.testing.assert_array_equal(np.asarray(hashed[0].convert("L")), np.asarray(grey))
+
+
+def test_a_grey_picture_s_clear_value_is_hashed_as_white():
+    grey = photo(3).convert("L").point(lambda value: 40 if value < 90 else value)
+    on_white = grey.point(lambda value: 255 if value == 40 else value)
+    assert inspect(encode(grey, "PNG", transparency=40)).phash == inspect(encode(on_white, "PNG")).phash
+    assert inspect(encode(grey, "PNG")).phash != inspect(encode(on_white, "PNG")).phash
 
 
 @pytest.mark.parametrize("turn", UPRIGHT)

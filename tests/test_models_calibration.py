@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from models.calibration import METHODS, Cost, Looks, costs, flagged, of_pairs, shares, to_closest
+from models.calibration import METHODS, Cost, Looks, costs, flagged, of_copies, of_pairs, shares, to_closest
 
 
 def looks(num: int, seed: int, near: Looks | None = None) -> Looks:
@@ -37,6 +37,29 @@ def test_distances_to_the_closest_are_those_of_all_pairs():
     wanted = every[np.arange(350), nearest]
     for number, method in enumerate(METHODS):
         np.testing.assert_allclose(pairs[method], wanted[:, number], atol=2e-6)
+
+
+def test_edited_copies_are_met_by_vector_and_by_both_but_not_by_a_hash_alone():
+    """As in the stages. Against loops: each to its own original and that one's copies, and to all of them."""
+    originals, edited = looks(40, 1), [looks(40, 2), looks(40, 3)]
+    made = Looks(*(np.concatenate(side) for side in zip(
+        looks(10, 4, near=originals),
+        *(Looks(*(v[at : at + 15] for v in looks(40, 5, near=one))) for one, at in zip(edited, (10, 25), strict=True)),
+        strict=True)))  # fmt: skip
+    every = np.array(
+        [[[one_by_one(made, one, n, m) for one in (originals, *edited)] for m in range(40)] for n in range(40)]
+    )
+    found = of_copies(made, originals, edited)
+    own = every[np.arange(40), np.arange(40)]
+    theirs = Looks(*(np.concatenate(side) for side in zip(originals, *edited, strict=True)))
+    closest, nearest = to_closest(made, theirs, np.arange(120) >= 40)
+    for number, method in enumerate(METHODS):
+        of = slice(1) if method == "phash" else slice(3)
+        np.testing.assert_allclose(found[method], own[:, of, number].min(axis=1), atol=2e-6)
+        np.testing.assert_allclose(closest[method], every[:, :, of, number].min(axis=(1, 2)), atol=2e-6)
+    np.testing.assert_array_equal(nearest // 40, [0] * 10 + [1] * 15 + [2] * 15)
+    np.testing.assert_array_equal(nearest % 40, np.arange(40))
+    assert (of_copies(made, originals)["semantic"][10:] > found["semantic"][10:]).mean() > 0.9
 
 
 FOUND = {"phash": np.array([0, 4, 5, 30]), "semantic": np.array([0.0, 0.3, 0.1, 0.9]),
