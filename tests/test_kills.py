@@ -25,8 +25,9 @@ from etl.tables import CANDIDATES, CRAWL_FILES, DATASET_TABLES, FEATURE_FILES, F
 
 slow = [pytest.mark.slow, pytest.mark.timeout(3600)]
 CHUNK = 50
-NUM_CALLS = 600
-"""Rows that an unbroken run of the tiny recipe puts through the encoder: 400 of the pool, 100 of each other set."""
+NUM_CALLS = 700
+"""Rows that an unbroken run of the tiny recipe puts through the encoder: 400 of the pool, 100 of each other set, those
+of the evaluation set once more as edited."""
 OF_TIME = {
     "ingested_at",
     "ended_at",
