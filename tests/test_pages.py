@@ -71,7 +71,7 @@ CALIBRATION = Calibration(
     edits=("mirrored", "cropped"),
 )  # fmt: skip
 NEAREST = Nearest(0, 0, 0, "mirrored", 13, 0.17, 0.249, ("phash", "semantic_phash"))
-BESIDE = Beside(pair().thumbnail_png, None, "things, mirrored", "flagged by hash, hash and vector", NEAREST)
+BESIDE = Beside(pair().thumbnail_png, None, "things", "flagged by hash, hash and vector", NEAREST)
 
 
 def calibrated(data: Calibration, beside: Beside = BESIDE) -> str:
@@ -174,10 +174,13 @@ def test_the_calibration_tells_what_is_found_and_flagged():
         "all edits 50.0 % 70.0 % 95.0 %",
         "the pool's pictures flagged 0.1 % 1.2 % 1.2 %",
         "13 bits, 0.17 by vector",
+        "flagged by hash, hash and vector; nearest mirrored",
         "vector 0.07 0.5 % 61.0 %",
         "None.",
     ):
         assert told in text, told
+    as_it_is = replace(BESIDE, nearest=NEAREST._replace(edit=""))
+    assert "; nearest" not in words(calibrated(CALIBRATION, as_it_is))
 
 
 def test_what_is_empty_or_unknown_is_said():

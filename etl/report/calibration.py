@@ -34,7 +34,6 @@ class Beside:
     pool_png: bytes | None
     evaluation_png: bytes | None
     eval_set: str
-    """And how its picture was edited to be that near."""
     flagged_by: str
     nearest: Nearest
 

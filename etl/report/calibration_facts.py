@@ -37,7 +37,7 @@ def _beside(found: Calibration, one: Nearest) -> Beside:
     return Beside(
         pool_png=thumbnail(left, SIZE_PX) if left else None,
         evaluation_png=thumbnail(right, SIZE_PX) if right else None,
-        eval_set=theirs.name + (f", {one.edit}" if one.edit else ""),
+        eval_set=theirs.name,
         flagged_by=f"flagged by {by}" if by else "not flagged",
         nearest=one,
     )
