@@ -203,9 +203,11 @@ def _drawn(project: Project, name: str, store: Store, number: int, source: str |
     pairs = pairs.orderBy(draw(0), "uid").limit(number)
     found = vectors.select("uid", "image_embedding").join(F.broadcast(pairs), on="uid", how="inner")
     pictures = found.withColumn("edit", F.lit("")).orderBy(draw(0), "uid").toArrow()
-    if not edits_of(project.config) or not store.exists(name, VARIANTS):  # those of a pool are none
+    edits = edits_of(project.config)
+    if not edits or not store.exists(name, VARIANTS):  # a pool has none
         return Drawn(name, folder_of(shards), pictures, len(pictures))
     looks = store.read(name, VARIANTS, where=where).where("status = 'ok'").select("uid", F.inline("looks"))
+    looks = looks.where(F.col("edit").isin(*edits))
     copies = looks.join(F.broadcast(pairs.drop("phash")), on="uid", how="inner").select(*pictures.column_names)
     rows = pa.concat_tables([pictures, copies.orderBy("edit", "uid").toArrow()], promote_options="permissive")
     return Drawn(name, folder_of(shards), rows, len(pictures))
