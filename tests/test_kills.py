@@ -21,7 +21,17 @@ from etl.run import Runner
 from etl.stage import Stage
 from etl.stages import STAGES, ingest, score, selection
 from etl.store import Store
-from etl.tables import CANDIDATES, CRAWL_FILES, DATASET_TABLES, FEATURE_FILES, FETCHES, PAIRS, PROJECT_TABLES, SHARDS
+from etl.tables import (
+    CANDIDATES,
+    CRAWL_FILES,
+    DATASET_TABLES,
+    FEATURE_FILES,
+    FETCHES,
+    PAIRS,
+    PROJECT_TABLES,
+    SHARDS,
+    VARIANTS,
+)
 
 slow = [pytest.mark.slow, pytest.mark.timeout(3600)]
 CHUNK = 50
@@ -197,7 +207,8 @@ def test_a_kill_before_and_after_every_commit_of_every_stage(spark, two_shards, 
     for step in steps("broken"):
         killer.until_done(step)
     written = {name.partition(" ")[0] for name in killer.seen}
-    assert {f"pool.{table.name}" for table in DATASET_TABLES if table not in UNWRITTEN} <= written
+    wanted = {table.name for table in DATASET_TABLES if table not in UNWRITTEN}
+    assert {f"{'things' if name == VARIANTS.name else 'pool'}.{name}" for name in wanted} <= written
     stores = [two_shards(name).store for name in ("unbroken", "broken")]
     expected, found = (contents(store, ["pool", "things"], OF_TIME | OF_HISTORY) for store in stores)
     assert len(found["pool.selections"]) == 15
