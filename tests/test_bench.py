@@ -152,7 +152,7 @@ def test_shards_are_read_once_by_ingest_and_once_by_all_models(spark, tmp_path):
     encoder, small, large = tiny_encoder(tmp_path / "encoder"), *(data.build(n, root=tmp_path) for n in (4, 64))
     found = ours.more_bytes_read(spark, small, large, encoder, 3, turns=4)
     more = large.size_bytes - small.size_bytes
-    assert 2 * more <= found < 2.05 * more
+    assert 1.99 * more < found < 2.05 * more  # what else a process reads differs by some hundred bytes
 
 
 def test_flops_are_those_of_the_architecture():
