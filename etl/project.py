@@ -215,6 +215,9 @@ class Project:
         if isinstance(settings, image_signals.Config | variants.Config):
             same = self.config.stages.embed  # type: ignore[attr-defined]
             known |= {name: getattr(same, name) for name in embed.PassConfig.model_fields if name not in known}
+        if isinstance(settings, embed.PassConfig) and self.config.datasets[dataset].kind in variants.STAGE.kinds:
+            rows = self.config.stages.embed.chunk_rows  # type: ignore[attr-defined]
+            known["chunk_rows"] = max(1, rows // (1 + len(edits_of(self.config))))  # as much work in a commit
         if isinstance(settings, image_signals.Config):
             known |= image_models.fetched(settings.model, self.say)
         if isinstance(settings, decontaminate_semantic.Config):

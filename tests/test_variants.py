@@ -49,7 +49,9 @@ def test_they_are_made_in_the_pass_of_embed_and_not_again(tiny):
     parts = project.parts(embed.STAGE, "things")
     assert [stage.name for stage, _ in parts] == ["embed", "variants"]
     assert [embed.settings(config) for _, config in parts[1:]] == [embed.settings(parts[0][1])]
-    assert [stage.name for stage, _ in project.parts(embed.STAGE, "pool")] == ["embed"]
+    ((pool_stage, pool),) = project.parts(embed.STAGE, "pool")
+    assert pool_stage is embed.STAGE and pool.chunk_rows == 100
+    assert [config.chunk_rows for _, config in parts] == [33, 33]  # three forward passes of a picture, not one
     runs = [run for run in project.runs if run.stage == "variants"]
     assert [(run.dataset, run.num_rows_in) for run in runs][:1] == [("things", 100)]
     assert project.run(variants.STAGE, "things").is_up_to_date

@@ -25,7 +25,8 @@ class PassConfig(StageConfig):
     max_invalid_fraction: float = pydantic.Field(default=0.01, ge=0, le=1, exclude=True)
     """A task fails where its model gives NaN, infinity or zeros for more rows than this share."""
     chunk_rows: int = pydantic.Field(default=20_000, gt=0, exclude=True)
-    """Rows per commit: about 10 minutes of a core. A killed run loses the chunk in flight."""
+    """Rows per commit: about 10 minutes of a core. A killed run loses the chunk in flight. Of evaluation pictures
+    that stages.variants edits it is fewer: as many forward passes."""
     num_tasks: int | None = pydantic.Field(default=None, gt=0, exclude=True)
     """Tasks per chunk, each with its own copy of the model: GPUs, or cores. None: spark.sql.shuffle.partitions."""
     decode_threads: int | None = pydantic.Field(default=None, gt=0, exclude=True)
