@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from models.exact import products
 from models.formulas import DfnCosine, Formula, SClipLoss, made, pair_keys, parts_of
 from models.records import FilterRecord, VectorsRecord, WeightsError, check_files, sha256_file, whole_folder
 
@@ -22,7 +23,7 @@ HEADS = "heads.safetensors"
 TENSORS = "tensors.safetensors"
 """Those of the formula."""
 BLOCK_ROWS = 256
-"""Rows a product, the last block padded: BLAS picks its kernel by shape, and other kernels give other last bits."""
+"""Rows that are projected and scored together: what is in between stays in caches."""
 
 Float32 = NDArray[np.float32]
 Vectors16 = NDArray[np.floating[Any]]
@@ -71,7 +72,7 @@ def check_vectors(vectors_ND: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
 
 
 def by_block(project: Callable[[Float32], Float32], vectors_ND: Vectors16) -> Float32:
-    """`project` over blocks of exactly BLOCK_ROWS rows, so that a row's bits do not depend on who came with it.
+    """`project` over blocks of rows. A row's bits do not depend on who came with it, if those of `project` do not.
 
     Args:
         vectors_ND: any float; rounded to float16, which is what tables hold and heads are trained on.
@@ -84,18 +85,11 @@ def by_block(project: Callable[[Float32], Float32], vectors_ND: Vectors16) -> Fl
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         for start in range(0, max(len(vectors_ND), 1), BLOCK_ROWS):
             rows = np.asarray(vectors_ND[start : start + BLOCK_ROWS]).astype(np.float16)
-            block_BE = project(_padded(rows.astype(np.float32)))
-            blocks.append((block_BE / np.linalg.norm(block_BE, axis=1, keepdims=True))[: len(rows)])
+            block_BE = project(rows.astype(np.float32))
+            blocks.append(block_BE / np.linalg.norm(block_BE, axis=1, keepdims=True))
     units_NE = np.concatenate(blocks)
     units_NE[~is_good_N] = np.nan
     return units_NE
-
-
-def _padded(rows: NDArray[Any]) -> NDArray[Any]:
-    """`rows` with zeros after them up to BLOCK_ROWS."""
-    block = np.zeros((BLOCK_ROWS, *rows.shape[1:]), rows.dtype)
-    block[: len(rows)] = rows
-    return block
 
 
 class Filter:
@@ -132,7 +126,7 @@ class Filter:
         heads = self.heads
         if heads is None:
             return by_block(lambda block_BI: block_BI, image_vectors_NI)
-        return by_block(lambda block_BI: block_BI @ heads.visual_weight.T + heads.visual_bias, image_vectors_NI)
+        return by_block(lambda block_BI: products(block_BI, heads.visual_weight) + heads.visual_bias, image_vectors_NI)
 
     def project_texts(self, text_vectors_NT: Vectors16) -> Float32:
         """As `project_images`, for text_dim."""
@@ -140,7 +134,7 @@ class Filter:
         heads = self.heads
         if heads is None:
             return by_block(lambda block_BT: block_BT, text_vectors_NT)
-        return by_block(lambda block_BT: block_BT @ heads.text_weight.T, text_vectors_NT)
+        return by_block(lambda block_BT: products(block_BT, heads.text_weight), text_vectors_NT)
 
     def score(self, image_vectors_NI: Vectors16, text_vectors_NT: Vectors16) -> Float32:
         """The formula's score of each pair: float32, shape N. NaN where a vector is unusable.
@@ -156,9 +150,8 @@ class Filter:
         scores_N = np.empty(len(images_NE), np.float32)
         for start in range(0, len(scores_N), BLOCK_ROWS):
             rows = slice(start, start + BLOCK_ROWS)
-            block = (_padded(side_N[rows]) for side_N in (images_NE, texts_NE, keys_N))
             with np.errstate(invalid="ignore", over="ignore"):
-                scores_N[rows] = self.formula(*block)[: len(scores_N[rows])]
+                scores_N[rows] = self.formula(images_NE[rows], texts_NE[rows], keys_N[rows])
         return scores_N
 
     def _check_width(self, side: str, vectors_ND: Vectors16, wanted: int) -> None:

@@ -14,6 +14,8 @@ from typing import Any, ClassVar, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from models.exact import products
+
 Float32 = NDArray[np.float32]
 
 
@@ -60,7 +62,7 @@ class SClipLoss:
         for images_ME, texts_ME, keys_M in zip(self.images_KME, self.texts_KME, self.keys_KM, strict=True):
             own_B = np.where(np.isin(keys_B, keys_M), np.float32(-np.inf), cosines_B / np.float32(self.temperature))
             for side_BE, other_ME in ((images_BE, texts_ME), (texts_BE, images_ME)):
-                penalties_B += self._log_sum_exp(side_BE @ other_ME.T, own_B)
+                penalties_B += self._log_sum_exp(products(side_BE, other_ME), own_B)
         scores_B: Float32 = cosines_B - np.float32(self.temperature / 2 / len(self.keys_KM)) * penalties_B
         return scores_B
 
@@ -83,7 +85,7 @@ class NormSim2:
     moment_EE: Float32
 
     def __call__(self, images_BE: Float32, texts_BE: Float32, keys_B: NDArray[np.uint64]) -> Float32:
-        squares_B = ((images_BE @ self.moment_EE) * images_BE).sum(axis=1)
+        squares_B = (products(images_BE, self.moment_EE) * images_BE).sum(axis=1)
         scores_B: Float32 = np.sqrt(np.maximum(squares_B, 0))
         return scores_B
 
@@ -96,7 +98,7 @@ class NormSimInf:
     targets_TE: Float32
 
     def __call__(self, images_BE: Float32, texts_BE: Float32, keys_B: NDArray[np.uint64]) -> Float32:
-        scores_B: Float32 = np.abs(images_BE @ self.targets_TE.T).max(axis=1)
+        scores_B: Float32 = np.abs(products(images_BE, self.targets_TE)).max(axis=1)
         return scores_B
 
 
@@ -112,7 +114,7 @@ class Binary:
 
     def __call__(self, images_BE: Float32, texts_BE: Float32, keys_B: NDArray[np.uint64]) -> Float32:
         features_BD = images_BE if self.reads == "image" else np.concatenate([images_BE, texts_BE], axis=1)
-        scores_B: Float32 = (features_BD @ self.weight_D + np.float32(self.bias)).astype(np.float32)
+        scores_B: Float32 = products(features_BD, self.weight_D[None])[:, 0] + np.float32(self.bias)
         return scores_B
 
 
@@ -128,7 +130,7 @@ class Clusters:
     is_target_C: NDArray[np.uint8]
 
     def __call__(self, images_BE: Float32, texts_BE: Float32, keys_B: NDArray[np.uint64]) -> Float32:
-        nearest_B = (images_BE @ self.centres_CE.T).argmax(axis=1)
+        nearest_B = products(images_BE, self.centres_CE).argmax(axis=1)
         is_bad_B = np.isnan(images_BE).any(axis=1)
         scores_B: Float32 = np.where(is_bad_B, np.float32(np.nan), self.is_target_C[nearest_B].astype(np.float32))
         return scores_B

@@ -40,6 +40,9 @@ MAX_PIXELS = 89_478_485
 MAX_SIDE_PX = 65_535
 """Cap on either side, the most that a JPEG can declare. A strip of 1 x 50M pixels passes any cap on the product."""
 
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+"""Of an object, as Python shows one."""
+
 # Process-wide, because `warnings.catch_warnings` is not safe in threads, and prefetching decodes in threads.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
@@ -126,8 +129,9 @@ class ImageFacts(NamedTuple):
 
 
 def one_line(text: str, limit: int = 200) -> str:
-    """`text` as a reason: at most `limit` characters; what does not print (line ends, control, bidi) is a space."""
-    return "".join(char if char.isprintable() else " " for char in text[:limit]).strip()
+    """`text` as a reason: at most `limit` characters; what does not print (line ends, control, bidi) is a space, and
+    where an object was in memory is left out, so that the same bytes have the same reason."""
+    return "".join(char if char.isprintable() else " " for char in ADDRESS.sub("", text)[:limit]).strip()
 
 
 def sha256_hex(data: bytes) -> str:

@@ -220,6 +220,16 @@ def test_whatever_pillow_raises_is_a_decode_error(error, monkeypatch):
     assert status_of(encode(photo(), "PNG")) == "decode_error"
 
 
+def test_the_same_bytes_have_the_same_reason():
+    """Pillow names the object that it read, and where that is in memory."""
+    damaged, reasons = encode(photo(size=(16, 12)), "PNG")[:40], set()
+    for _ in range(3):
+        with pytest.raises(ImageError) as raised:
+            inspect(damaged)
+        reasons.add(raised.value.reason)
+    assert reasons == {"UnidentifiedImageError: cannot identify image file <_io.BytesIO object>"}
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(sorted(FORMATS)), st.data())
 def test_damage_raises_nothing_but_image_error(kind, data):

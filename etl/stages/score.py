@@ -67,5 +67,5 @@ def float16(column: pd.Series) -> np.ndarray:
 
 STAGE = Stage(
     "score", reads={"embeddings": Read(EMBEDDINGS)}, writes=(SCORES,), config=Config, transform=transform,
-    resume="rows", version=1,
+    resume="rows", version=2,
 )  # fmt: skip
