@@ -13,7 +13,7 @@ from typing import Any
 from pyspark.sql import DataFrame
 
 from etl.history import Commit
-from etl.stage import Facts, Read, Slice, Stage, StageConfig, digest, overlap, slice_from
+from etl.stage import Facts, Read, Slice, Stage, StageConfig, Table, digest, overlap, slice_from
 from etl.store import Store
 from models.records import code_commit
 
@@ -153,6 +153,14 @@ class Job:
             if commit.note.get("is_first"):
                 break
         return current
+
+    def before(self, table: Table, chunk: str) -> int | None:
+        """Version of a table before a killed run wrote its part of a chunk there; None where none has, or others have
+        written since."""
+        history = self.store.history(self.dataset, table)
+        of_chunk = [(c.note.get("chunk"), c.note.get("code")) == (chunk, self.code) for c in history]
+        num_newest = of_chunk.index(False) if False in of_chunk else len(of_chunk)
+        return history[num_newest].version if 0 < num_newest < len(history) else None
 
     def facts(self) -> Facts:
         """What `prepare` found, and what only a run knows: its key, and which versions it reads."""

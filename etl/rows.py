@@ -19,7 +19,7 @@ from pyspark import StorageLevel
 from pyspark.sql import DataFrame, Observation
 from pyspark.sql import functions as F
 
-from etl.chunks import Chunk, group_of, left, plan
+from etl.chunks import WITHOUT_PIXELS, Chunk, can_wait, grouped, left, outdated, plan, unwritten
 from etl.cpu import Meter, is_local
 from etl.job import Job, Progress, StageRun, own
 from etl.stage import Facts, Shared, digest
@@ -36,7 +36,8 @@ class Rows:
     driving: str
     """Name of the input that has a row per output row."""
     row_key: str
-    grouped: DataFrame
+    rows: DataFrame
+    """That input, grouped."""
     todo: dict[str, Chunk]
     """Chunks with rows missing, by id, in order."""
     missing: Mapping[str, tuple[str, int]]
@@ -45,6 +46,8 @@ class Rows:
     must_replace: bool
     begun_in: int
     """Part of each commit's id: rows begun anew must not be taken for the same rows of an earlier beginning."""
+    may_be_outdated: bool = False
+    """Some of what is written was said of rows before their pixels came."""
     facts: Facts = field(default_factory=dict)
     num_committed: int = 0
     """Chunks of `todo`."""
@@ -57,7 +60,13 @@ class Rows:
     def of(cls, job: Job) -> Rows:
         """Plans chunks, finds what is missing, and prepares; runs jobs."""
         found = cls.seen(job)
-        return replace(found, facts=job.facts()) if found.todo else found
+        return replace(found, facts=job.facts(), may_be_outdated=found._has_outdated()) if found.todo else found
+
+    def _has_outdated(self) -> bool:
+        written = self.job.written()
+        if self.must_replace or not can_wait(self.rows, written):
+            return False
+        return not written.where(F.col("status").isin(*WITHOUT_PIXELS)).isEmpty()
 
     @classmethod
     def seen(cls, job: Job) -> Rows:
@@ -65,18 +74,18 @@ class Rows:
         driving, frame = next(iter(job.inputs.items()))
         table = job.stage.writes[-1]
         row_key = next(c for c in table.key if c not in table.sliced_by)
-        grouped = frame.withColumn("_group", group_of(frame))
+        rows = grouped(frame, row_key)
         commits = job.current_commits()
         finished = {c.note["chunk"] for c in commits if "chunk" in c.note}
-        chunks = plan(grouped, row_key, getattr(job.config, "chunk_rows", 1_000_000))
+        chunks = plan(rows, getattr(job.config, "chunk_rows", 1_000_000))
         still_open = [chunk for chunk in chunks if chunk.id not in finished]
         if commits and still_open:
-            missing = left(grouped, job.written(), row_key, still_open)
+            missing = left(rows, job.written(), row_key, still_open)
         else:  # nothing that is written counts
             missing = {chunk.id: (chunk.id, chunk.num_rows) for chunk in still_open}
         todo = {chunk.id: chunk for chunk in still_open if missing.get(chunk.id, ("", 0))[1]}
         return cls(
-            job, driving, row_key, grouped, todo, missing, sum(chunk.num_rows for chunk in chunks), not commits,
+            job, driving, row_key, rows, todo, missing, sum(chunk.num_rows for chunk in chunks), not commits,
             commits[-1].version if commits else -1,
         )  # fmt: skip
 
@@ -86,25 +95,41 @@ class Rows:
 
     def inputs(self, chunk: Chunk) -> dict[str, DataFrame]:
         """The job's inputs with only the rows of `chunk` that are missing."""
-        rows = self.grouped.where(F.col("_group").isin(list(chunk.groups))).drop("_group")
+        rows = self._of(chunk)
         if self.missing[chunk.id][1] < chunk.num_rows:
-            rows = rows.join(self.job.written().select(self.row_key), self.row_key, "left_anti")
+            rows = unwritten(rows, self.job.written(), self.row_key)
         inputs = {**self.job.inputs, self.driving: rows}
         for name, read in self.job.stage.reads.items():
             if own(self.job.stage, read):
-                written = self.job.store.read(self.job.dataset, read.table)
+                version = self.job.before(read.table, chunk.id)
+                written = self.job.store.read(self.job.dataset, read.table, version=version)
                 inputs[name] = written.limit(0) if self.must_replace else written
         return inputs
+
+    def _of(self, chunk: Chunk) -> DataFrame:
+        return self.rows.where(F.col("_group").isin(list(chunk.groups))).drop("_group", "_name")
+
+    def clear(self, chunk: Chunk) -> None:
+        """Removes what was said of rows of `chunk` before their pixels came; it is made anew now."""
+        if self.may_be_outdated:
+            job, table = self.job, self.job.stage.writes[-1]
+            keys = outdated(self._of(chunk), job.written(), self.row_key).select(*table.key).localCheckpoint()
+            if not keys.isEmpty():
+                job.store.merge(keys, job.dataset, table, note={"slice": dict(job.where)}, do="delete")
 
     def commit(self, chunk: Chunk, frames: Sequence[DataFrame]) -> None:
         """One commit per table. Replaces the slice first when what stands there was written by other code or config."""
         job, (content, num_rows) = self.job, self.missing[chunk.id]
         # Counted, not looked up: beside a run that lacks other chunks, these need not come in their own order.
         note = job.note(chunk=chunk.id, code=job.code, is_last=self.num_committed + 1 == len(self.todo))
-        for table, frame in zip(job.stage.writes, frames, strict=True):
+        for number, (table, frame) in enumerate(zip(job.stage.writes, frames, strict=True)):
             if self.must_replace:
                 job.store.replace(frame, job.dataset, table, where=job.where, note={**note, "is_first": True})
             else:
+                if job.stage.replaces and number == 0:
+                    there, frame = job.stage.replaces(frame)
+                    if not there.isEmpty():
+                        job.store.merge(there, job.dataset, table, note={**note, "is_last": False}, do="update")
                 id_ = digest(content, job.code, self.begun_in)
                 job.store.append_once(frame, job.dataset, table, content=id_, note=note)
         if self.must_replace:
@@ -158,6 +183,8 @@ def _sharing(states: Sequence[Rows], id_: str) -> list[list[Rows]]:
 
 def _commit_together(states: Sequence[Rows], chunk: Chunk) -> None:
     first = states[0]
+    for rows in states:
+        rows.clear(chunk)
     inputs, shared = first.inputs(chunk), first.job.stage.shared
     if shared is None:
         first.commit(chunk, first.job.transform(inputs, first.facts))

@@ -96,6 +96,7 @@ class Runner:
         with ExitStack() as leases:
             for table in {plan.stage.writes[-1].name: plan.stage.writes[-1] for plan in busy.values()}.values():
                 leases.enter_context(self.store.lease(dataset, table))
+            for table in {table.name: table for plan in busy.values() for table in plan.stage.writes}.values():
                 self.store.extend(dataset, table)
             jobs = {n: self.job(plan, dataset) for n, plan in busy.items()}
             rows = [n for n, plan in busy.items() if plan.stage.resume == "rows" and not plan.is_complete]
@@ -171,7 +172,8 @@ class Runner:
         if not read.kinds:
             return frames[0]
         if not frames:  # no dataset of these kinds: no rows
-            return self.store.read(dataset, read.table).limit(0).withColumn("dataset", F.lit(""))
+            none = self.store.spark.createDataFrame([], read.table.ddl)
+            return none.withColumn("dataset", F.lit(""))
         named = [frame.withColumn("dataset", F.lit(pin.dataset)) for frame, pin in zip(frames, pins, strict=True)]
         union = named[0]
         for frame in named[1:]:

@@ -97,6 +97,9 @@ class Stage:
     """Files named by the dataset's config, as the first input, for the stage that has no table before it."""
     shared: Shared | None = None
     """The costly part of a `rows` stage, which several runs can make together."""
+    replaces: Callable[[DataFrame], tuple[DataFrame, DataFrame]] | None = None
+    """replaces(frame) -> the rows for its first table that take the place of one there with their key, and the others,
+    of a `rows` stage that can give such rows."""
     committed: Callable[[Any, DataFrame], None] | None = None
     """committed(config, written), on the driver after each chunk's commit: tidies what executors wrote beside rows."""
     update: Callable[..., DataFrame | None] | None = None

@@ -57,7 +57,8 @@ PAIRS = Table(
     width_px INT COMMENT 'after EXIF orientation',
     height_px INT COMMENT 'after EXIF orientation',
     status STRING NOT NULL COMMENT 'see STATUSES',
-    status_reason STRING COMMENT 'why, in one line'
+    status_reason STRING COMMENT 'why, in one line',
+    is_late BOOLEAN COMMENT 'true: it was here as metadata_only before its sample came; else NULL'
     """,
     checks={
         **_UID,

@@ -33,6 +33,8 @@ FAULTS = {
         "kill -9 of the driver, around every commit",
         "test_kills.py::test_a_kill_before_and_after_every_commit_of_every_stage",
         "test_kills.py::test_a_kill_between_pairs_and_inputs_doubles_nothing",
+        "test_ingest.py::test_a_kill_before_the_ledger_of_metadata_is_written_makes_no_row_a_duplicate",
+        "test_late.py::test_a_kill_before_any_write_costs_nothing",
         "test_kills.py::test_at_most_55_percent_of_the_calls_are_made_after_a_kill_at_half",
         "test_kills.py::test_the_tables_are_those_of_an_unbroken_run",
         "test_store.py::test_a_table_whose_making_was_killed_is_made_again_and_one_that_lost_its_log_is_not",
@@ -60,6 +62,7 @@ FAULTS = {
         "the same input twice, reordered, overlapping",
         "test_ingest.py::test_the_same_again_writes_nothing_and_new_shards_alone_are_scanned",
         "test_ingest.py::test_the_first_of_a_uid_stays_across_chunks",
+        "test_late.py::test_it_is_as_if_both_had_come_at_once",
         "test_features.py::test_the_first_of_a_uid_stays_and_a_row_without_one_gets_that_of_ingest",
     ),
     "F10": _fault(

@@ -7,6 +7,7 @@ import json
 import struct
 import tarfile
 import zlib
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -252,11 +253,9 @@ def test_the_first_of_a_uid_stays_across_chunks(store, tmp_path):
     assert versions(store) == before
 
 
-@pytest.mark.slow
-def test_a_kill_between_the_two_tables_of_a_chunk_costs_nothing(store, tmp_path, monkeypatch):
-    """Its pairs are in, its line in the ledger is not; then a file more has come, and the chunk is another one."""
-    three_shards(tmp_path)
-    last = (tmp_path / "2.tar").rename(tmp_path / "2.later")
+@contextmanager
+def killed_before_the_ledger(monkeypatch):
+    """The first append to `inputs` is not made."""
     append_once = Store.append_once
 
     def killed(self, frame, dataset, table, **more):
@@ -264,10 +263,18 @@ def test_a_kill_between_the_two_tables_of_a_chunk_costs_nothing(store, tmp_path,
             raise KeyboardInterrupt
         append_once(self, frame, dataset, table, **more)
 
-    monkeypatch.setattr(Store, "append_once", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Store, "append_once", killed)
+        yield
+
+
+@pytest.mark.slow
+def test_a_kill_between_the_two_tables_of_a_chunk_costs_nothing(store, tmp_path, monkeypatch):
+    """Its pairs are in, its line in the ledger is not; then a file more has come, and the chunk is another one."""
+    three_shards(tmp_path)
+    last = (tmp_path / "2.tar").rename(tmp_path / "2.later")
+    with killed_before_the_ledger(monkeypatch):
         ingested(store, tmp_path, chunk_rows=1)
-    monkeypatch.undo()
     assert (len(found(store, "uid")), set(ledger(store))) == (2, {"0.tar"})
     last.rename(tmp_path / "2.tar")
     ingested(store, tmp_path, chunk_rows=50)
@@ -275,10 +282,23 @@ def test_a_kill_between_the_two_tables_of_a_chunk_costs_nothing(store, tmp_path,
     assert ledger(store) == THREE_LEDGER
 
 
+def test_a_kill_before_the_ledger_of_metadata_is_written_makes_no_row_a_duplicate(store, tmp_path, monkeypatch):
+    """Its rows have no place in a tar by which they would be known again."""
+    for part in range(2):
+        rows = {"uid": [uid(3 * part + n) for n in (1, 2, 3, 3)], "text": ["a", "b", "c", "d"], "url": "http://a"}
+        pd.DataFrame(rows).to_parquet(tmp_path / f"{part}.parquet")
+    metadata = {"shards": None, "metadata": "*.parquet", "chunk_rows": 1}
+    with killed_before_the_ledger(monkeypatch):
+        ingested(store, tmp_path, **metadata)
+    assert (len(found(store, "uid")), set(ledger(store))) == (6, {"0.parquet"})
+    ingested(store, tmp_path, **metadata)
+    assert ledger(store) == {f"{n}.parquet": ("ok", 4, {"metadata_only": 3, "duplicate_uid": 1}) for n in range(2)}
+
+
 def test_an_empty_glob_makes_empty_tables(store, tmp_path):
     run = ingested(store, tmp_path)
     assert (run.num_rows_in, run.num_rows_written, run.num_files) == (0, 0, 0)
-    assert store.schema("pool", PAIRS).names == ingest.COLUMNS
+    assert store.schema("pool", PAIRS).names == [*ingest.COLUMNS, "is_late"]
     assert store.schema("pool", INPUTS).names[0] == "uri"
 
 

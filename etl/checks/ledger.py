@@ -12,10 +12,11 @@ from typing import Any
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from etl.chunks import WAITS
 from etl.forget.find import UID_TABLES, Place
 from etl.forget.kept_out import forgotten_of, forgotten_rows, takedowns
 from etl.stage import Table, content_hash
-from etl.stages.ingest import NOT_PAIRS
+from etl.stages.ingest import NOT_PAIRS, num_late
 from etl.tables import (
     CANDIDATES,
     CRAWL_FILES,
@@ -77,6 +78,8 @@ def _ledgers(place: Place, taken: Mapping[str, Any]) -> Iterator[str]:
         rows = place.store.read(place.dataset, table)
         kind = F.col("status") if "status" in rows.columns else F.lit("ok")
         found: dict[str, int] = dict(rows.groupBy(kind.alias("s")).count().collect())
+        if late := num_late(rows):
+            found[WAITS] = found.get(WAITS, 0) + late
         for status in sorted(told.keys() | found.keys()):
             lost = told.get(status, 0) - found.get(status, 0)
             if not 0 <= lost <= unplaced.get(status, 0):

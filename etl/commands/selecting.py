@@ -18,7 +18,9 @@ from etl.stage import UserError
 def select(
     conf: Conf = ["local"],  # noqa: B006
     override: Set = [],  # noqa: B006
-    filter: Annotated[str, typer.Option(help="What the rule calls dfn: a folder, models:/NAME@ALIAS, or cosine.")] = "",
+    filter: Annotated[
+        str, typer.Option(help="What the rule calls dfn: one of the config's, a folder, models:/NAME@ALIAS, cosine.")
+    ] = "",
     receipt: Annotated[str, typer.Option(help="Replay and prove this one instead: a selection, or a JSON file.")] = "",
     uids: Annotated[Path | None, typer.Option(help="Keep what this list names instead: a published .npy.")] = None,
     samples_seen: Annotated[str, typer.Option(help="Of a training run, such as 128M: repeats, and what pays.")] = "",

@@ -11,23 +11,29 @@ from typing import Any
 from etl.filters.filters import Filters, filter_folder
 from etl.project import Project
 from etl.selection.receipts import receipt_of
+from etl.stage import UserError
 from etl.stages import selection
 from etl.stages.selection import DFN
+from etl.tables import PAIRS
 
 
-def given(project: Project, filter: str) -> dict[str, Path]:
+def given(project: Project, filter: str) -> dict[str, Path | str]:
     """What `--filter` names, by the name that a rule has for it; nothing where it is empty.
 
     Args:
-        filter: a folder, models:/NAME@ALIAS, or cosine: the encoder's own vectors.
+        filter: one of the config's filters, a folder, models:/NAME@ALIAS, or cosine: the encoder's own vectors.
     """
     if not filter:
         return {}
+    if filter in project.config.filters:
+        return {DFN: filter}
     return {DFN: project.cosine_filter() if filter == "cosine" else filter_folder(project, filter)}
 
 
 def selected(project: Project, pool: str, filter: str) -> dict[str, Any]:
-    """The receipt of what the rule in `stages.selection` keeps."""
+    """The receipt of what the rule in `stages.selection` keeps. Raises UserError where nothing was ever ingested."""
+    if not project.store.exists(pool, PAIRS):
+        raise UserError(f"select: wanted a pool; found nothing ingested of {pool}; fix: dfn run, with the same --conf")
     rule = project.config.stages.selection  # type: ignore[attr-defined]
     done = project.run(selection.STAGE, pool, Filters(project, pool, given(project, filter)).scoring(rule))
     return receipt_of(project.store, pool, str(done.slice["selection_id"]))

@@ -39,11 +39,11 @@ MAX_DRAWN_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class Filters:
-    """`given`: name -> folder, over those of the config: what a command was given, or training made."""
+    """`given`: name -> folder, or the name of one in the config: what a command was given, or training made."""
 
     project: Project
     pool: str
-    given: Mapping[str, Path] = field(default_factory=dict)
+    given: Mapping[str, Path | str] = field(default_factory=dict)
 
     def scored_by(self, names: Sequence[str]) -> dict[str, tuple[str, str]]:
         """Name -> (filter, version) in `scores`, with the pool's scores up to date."""
@@ -61,7 +61,7 @@ class Filters:
         return rule.model_copy(update=known)
 
     def _scored(self, name: str) -> tuple[str, str]:
-        spec = self._spec(name)
+        name, spec = self._own_name(name), self._spec(name)
         if spec.column:
             version = digest("published column", spec.column)[:16]
             self._run(published_scores, filter=name, filter_version=version, column=spec.column)
@@ -82,9 +82,15 @@ class Filters:
         base = getattr(self.project.config.stages, module.STAGE.name)
         self.project.run(module.STAGE, self.pool, base.model_copy(update=known))
 
+    def _own_name(self, name: str) -> str:
+        """In the config, of one that was given by that name."""
+        given = self.given.get(name)
+        return given if isinstance(given, str) else name
+
     def _spec(self, name: str) -> FilterSpec:
-        if name in self.given:
-            return FilterSpec(folder=str(self.given[name]))
+        name = self._own_name(name)
+        if isinstance(folder := self.given.get(name), Path):
+            return FilterSpec(folder=str(folder))
         known = self.project.config.filters
         if name not in known:
             there = ", ".join((*self.given, *known)) or "none"
@@ -94,7 +100,7 @@ class Filters:
 
     def folder(self, name: str) -> Path:
         """Of a filter that reads vectors; made where it is not there yet."""
-        spec = self._spec(name)
+        name, spec = self._own_name(name), self._spec(name)
         if spec.folder:
             return filter_folder(self.project, spec.folder)
         if spec.cosine:

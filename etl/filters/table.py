@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from etl.stages import selection
 from etl.tables import SELECTIONS
 
 
-def filter_table(project: Project, pool: str, fraction: float, given: dict[str, Path]) -> dict[str, dict[str, Any]]:
+def filter_table(
+    project: Project, pool: str, fraction: float, given: Mapping[str, Path | str]
+) -> dict[str, dict[str, Any]]:
     """Filter -> pairs kept, Jaccard with the first filter's, and, where noise was planted, the share that is true.
 
     The rest of the rule is that of stages.selection. What a filter is worth is for the loop to say: it trains models.

@@ -13,10 +13,12 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructField, StructType
 
+from etl.chunks import WAITS
 from etl.forget.find import UID_TABLES, Place
 from etl.forget.kept_out import forgotten_rows
 from etl.intake.stay_out import StayOut
 from etl.stage import Table
+from etl.stages.ingest import num_late
 from etl.store import Store
 from etl.tables import CANDIDATES, CRAWL_FILES, DUPLICATES, INPUTS, PAIRS, PROMOTIONS, RECEIPTS, RUNS
 
@@ -104,7 +106,8 @@ def by_file(place: Place, source: Table, column: str, root: str, keys: Store) ->
 
 
 def in_no_line(place: Place, pairs: DataFrame, root: str) -> dict[str, int]:
-    """status -> those of `pairs` whose file `inputs` does not name: packed ones, and those without pixels."""
+    """status -> those of `pairs` whose file `inputs` does not name: packed ones, and those that are or were without
+    pixels."""
     counts = pairs.groupBy("shard", "status").count().collect()
     uris = {row["shard"]: f"{root}/{row['shard']}" if root else row["shard"] for row in counts if row["shard"]}
     known = set[str]()
@@ -115,6 +118,8 @@ def in_no_line(place: Place, pairs: DataFrame, root: str) -> dict[str, int]:
     for row in counts:
         if uris.get(row["shard"]) not in known:
             found[row["status"]] = found.get(row["status"], 0) + row["count"]
+    if late := num_late(pairs):
+        found[WAITS] = found.get(WAITS, 0) + late
     return found
 
 

@@ -2,7 +2,8 @@
 
 One pass per file in a Python worker: tar index, sniffed format, decode check, size, sha256, perceptual hash. Of two
 rows with one uid that of the earlier chunk stays, then that of the smaller (shard, offset); `inputs` counts the other.
-Who reads which kind of file is in `inputs.py`.
+But a pair that is known by its metadata alone gives way to its sample, when that comes: it is as if both had come at
+once, and `is_late` says so. Who reads which kind of file is in `inputs.py`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
 from etl.arrow import batch_of, count_from, schema_of
+from etl.chunks import WAITS
 from etl.intake.blocklists import read_blocklists
 from etl.intake.lists import Columns
 from etl.intake.packing import sweep
@@ -94,12 +96,12 @@ def transform(files: DataFrame, known: DataFrame, *, config: Config) -> tuple[Da
     found = scanned(files, config).localCheckpoint()
     samples = found.where("NOT is_file").drop("is_file")
     if config.metadata and config.shards_root:
-        samples = with_captions(samples, config).localCheckpoint()
+        samples = with_captions(samples, captions(samples.sparkSession, config)).localCheckpoint()
     samples = samples.withColumn("shard", F.expr(f"substring(shard, {len(config.shards_root) + 2})"))
     keys = is_forgotten(config.stay_out, uid="uid", url="url", sha256="sha256", phash="phash")
     samples = samples.withColumn("status", F.when(keys, "forgotten").otherwise(F.col("status")))
     samples = marked(samples if not config.stay_out else samples.localCheckpoint(), known)
-    pairs = samples.where(~F.col("status").isin(*NOT_PAIRS) & ~F.col("is_written")).select(*COLUMNS)
+    pairs = samples.where(~F.col("status").isin(*NOT_PAIRS) & ~F.col("is_written")).select(*COLUMNS, "is_late")
     counts = (
         samples.groupBy("uri", "status")
         .agg(F.count(F.lit(1)).alias("n"))
@@ -124,38 +126,61 @@ def marked(samples: DataFrame, known: DataFrame) -> DataFrame:
     row of a uid, here and among the pairs known before.
 
     `is_written`: the pair is known because a killed run wrote this very row, and not yet its file in the ledger. It
-    counts as what it is, and is not written again. (A row without a place is only known as a duplicate.) Captions and
-    URLs are not shuffled: only keys are, and what is found of them is joined.
+    counts as what it is, and is not written again. (A row without a place is only known as a duplicate.)
+    `is_late`: true where the pair is known by its metadata alone, which has the caption if the sample has none; else
+    NULL. Captions and URLs are not shuffled: only keys are, and what is found of them is joined.
     """
     before = known.select(
         "uid", F.col("shard").alias("known_shard"), F.col("offset_bytes").alias("known_offset"),
-        F.lit(True).alias("is_known"),
+        (F.col("status") == WAITS).alias("waits"),
     )  # fmt: skip
     is_sample = ~F.col("status").isin("missing_partner", "forgotten")
     order = Window.partitionBy("uid", "is_sample").orderBy(
         F.col("shard").asc_nulls_last(), "offset_bytes", "uri", "number"
     )
-    keys = samples.select("uri", "number", "uid", "shard", "offset_bytes", is_sample.alias("is_sample"))
+    keys = samples.select("uri", "number", "uid", "shard", "offset_bytes", "status", is_sample.alias("is_sample"))
     ranked = keys.withColumn("place", F.row_number().over(order)).join(before, on="uid", how="left")
     is_itself = (F.col("known_shard") == F.col("shard")) & (F.col("known_offset") == F.col("offset_bytes"))
     is_written = F.coalesce(is_itself, F.lit(False))
-    is_later = (F.col("place") > 1) | (F.col("is_known").isNotNull() & ~is_written)
+    has_come = F.col("waits") & (F.col("status") != WAITS)
+    is_late = F.col("is_sample") & (F.col("place") == 1) & F.coalesce(has_come, F.lit(False))
+    is_later = F.col("is_sample") & ((F.col("place") > 1) | F.col("waits").isNotNull()) & ~is_written & ~is_late
     marks = ranked.select(
-        "uri", "number", (F.col("is_sample") & is_later).alias("is_later"), is_written.alias("is_written")
+        "uri", "number", is_later.alias("is_later"), is_written.alias("is_written"), is_late.alias("is_late")
     )
     # Before the pairs are written: what reads `known` after that would find each row to be its own duplicate.
-    marks = for_join(marks.where("is_later OR is_written"))
-    found = samples.join(marks, on=["uri", "number"], how="left")
+    marks = marks.where("is_later OR is_written OR is_late").localCheckpoint()
+    if not marks.where("is_late").isEmpty():
+        of_late = marks.where("is_late").join(keys, on=["uri", "number"], how="inner").select("uid")
+        given = known.join(of_late, on="uid", how="left_semi")
+        given = for_join(given.select("uid", F.col("text").alias("given_text"), F.col("url").alias("given_url")))
+        samples = with_captions(samples, given).localCheckpoint()
+    found = samples.join(for_join(marks), on=["uri", "number"], how="left")
     status = F.when(F.col("is_later"), "duplicate_uid").otherwise(F.col("status"))
     return found.select(
         *[c for c in samples.columns if c != "status"], status.alias("status"),
         F.coalesce("is_written", F.lit(False)).alias("is_written"),
+        F.when(F.col("is_late"), True).alias("is_late"),
     )  # fmt: skip
 
 
-def with_captions(samples: DataFrame, config: Config) -> DataFrame:
-    """Captions and URLs that the shards lack, from the metadata, by uid. A caption that is not UTF-8 stays NULL."""
-    joined = samples.join(captions(samples.sparkSession, config), on="uid", how="left")
+def apart(pairs: DataFrame) -> tuple[DataFrame, DataFrame]:
+    """(pairs that take the place of one without pixels, the others)."""
+    return pairs.where("is_late"), pairs.where("is_late IS NULL")
+
+
+def num_late(pairs: DataFrame) -> int:
+    """Of pairs, those that `inputs` counts as metadata_only too: in the line of their metadata, beside their sample's.
+
+    0 of a table without the column.
+    """
+    return pairs.where("is_late").count() if "is_late" in pairs.columns else 0
+
+
+def with_captions(samples: DataFrame, given: DataFrame) -> DataFrame:
+    """`samples` with the captions and URLs that they lack, of (uid, given_text, given_url). A caption that is not UTF-8
+    stays NULL."""
+    joined = samples.join(given, on="uid", how="left")
     has_caption = (F.col("status") == "missing_text") & F.col("given_text").isNotNull()
     is_invalid = F.col("status") == "invalid_text"
     return joined.select(
@@ -197,5 +222,5 @@ def tidy(config: Config, written: DataFrame) -> None:
 
 STAGE = Stage(
     "ingest", reads={"known": Read(PAIRS)}, writes=(PAIRS, INPUTS), config=Config, transform=transform, resume="rows",
-    version=4, kinds=("pool", "filter", "dev", "eval"), listing=listing, committed=tidy,
+    version=4, kinds=("pool", "filter", "dev", "eval"), listing=listing, replaces=apart, committed=tidy,
 )  # fmt: skip
