@@ -13,6 +13,8 @@ from etl.checks.ledger import dataset_problems
 from etl.config import load
 from etl.filters.filters import Filters
 from etl.forget.find import Place
+from etl.forget.takedown import Takedown
+from etl.intake.blocklists import Blocklist
 from etl.project import Project
 from etl.store import Store
 from etl.tables import DUPLICATES, EMBEDDINGS, INPUTS, PAIRS, SCORES, SIGNALS
@@ -145,6 +147,23 @@ def test_captions_stay_where_the_metadata_is_named_no_more(make, tmp_path):
     assert contents(first) == contents(at_once)
     texts = {row["uid"]: (row["text"], row["url"]) for row in first.store.read("pool", PAIRS).collect()}
     assert texts[uid(0)] == ("its own", "http://h/0") and texts[uid(2)] == ("caption 2", "http://h/2")
+
+
+@pytest.mark.slow
+def test_of_a_late_pair_that_is_forgotten_the_ledgers_add_up(make, tmp_path):
+    write_metadata(tmp_path, range(4))
+    run(make("first", metadata="*.parquet"), WITH_PIXELS)
+    write_shards(tmp_path)
+    first = make("first", **BOTH)
+    run(first, WITH_PIXELS)
+    takedown = Takedown(first)
+    plan = takedown.plan(Blocklist(uids=frozenset({uid(0)})))
+    takedown.begin(plan)
+    takedown.finish(plan.takedown_id)
+    assert problems(first) == [] and len(late(first)) == 3
+    run(first, WITH_PIXELS)
+    assert problems(first) == [] and len(late(first)) == 3
+    assert uid(0) not in {row[0] for row in contents(first)["pairs"]}
 
 
 WRITES = ("append_once", "merge", "replace")

@@ -150,7 +150,7 @@ def marked(samples: DataFrame, known: DataFrame) -> DataFrame:
     )
     # Before the pairs are written: what reads `known` after that would find each row to be its own duplicate.
     marks = marks.where("is_later OR is_written OR is_late").localCheckpoint()
-    if not marks.where("is_late").isEmpty():
+    if has_late := not marks.where("is_late").isEmpty():
         of_late = marks.where("is_late").join(keys, on=["uri", "number"], how="inner").select("uid")
         given = known.join(of_late, on="uid", how="left_semi")
         given = for_join(given.select("uid", F.col("text").alias("given_text"), F.col("url").alias("given_url")))
@@ -160,7 +160,7 @@ def marked(samples: DataFrame, known: DataFrame) -> DataFrame:
     return found.select(
         *[c for c in samples.columns if c != "status"], status.alias("status"),
         F.coalesce("is_written", F.lit(False)).alias("is_written"),
-        F.when(F.col("is_late"), True).alias("is_late"),
+        F.when(F.col("is_late") & F.lit(has_late), True).alias("is_late"),  # where none is, Spark looks for none
     )  # fmt: skip
 
 
