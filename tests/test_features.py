@@ -397,6 +397,8 @@ def test_a_bad_npz_is_a_partial_run_and_pairs_without_pixels_are_chosen_only_whe
     write(tmp_path, "1", [uid(n) for n in range(4, 8)], None)
     conf = ["--conf", "datacomp", "--set", f"datasets.pool.metadata={tmp_path}/*.parquet"]
     conf += ["--set", f"output={tmp_path}/out", "--set", "stages.selection.keep.top_fraction=0.5"]
+    code, error = dfn("select", *conf, "--filter", "cosine")
+    assert code == 2 and "found nothing ingested of pool; fix: dfn run" in error
     code, done = dfn("run", *conf, "--stage", "ingest", "--stage", "features")
     assert (code, done) == (3, {"ingest.pool": {"ok": 2}, "features.pool": {"ok": 1, "no_vectors": 1}})
     facts = {}
@@ -412,6 +414,8 @@ def test_a_bad_npz_is_a_partial_run_and_pairs_without_pixels_are_chosen_only_whe
     _, receipt = dfn("select", *conf, "--filter", "cosine")
     assert receipt["facts"]["num_rows_by_status"] == {"kept": 4, "below_cut": 4}
     assert receipt["facts"]["threshold_uid"] == uid(3)
+    _, same = dfn("select", *conf, "--set", "filters.mine={cosine: true}", "--filter", "mine")
+    assert same["selection_id"] == receipt["selection_id"], "a filter of the config, by its name"
 
 
 # --- what is refused

@@ -265,7 +265,7 @@ def test_conform_orders_columns_and_names_those_that_differ(spark):
 
 
 GOOD = {"string": "'x'", "bigint": "0L", "int": "1", "float": "0F", "double": "0D", "binary": "X'00'",
-        "array<array<float>>": "array(array(0F, 1F))", "timestamp": "current_timestamp()",
+        "array<array<float>>": "array(array(0F, 1F))", "timestamp": "current_timestamp()", "boolean": "true",
         "map<string,bigint>": "map('a', 1L)",
         "array<struct<edit:string,phash:bigint,image_embedding:binary>>":
             "array(named_struct('edit', 'a', 'phash', 1L, 'image_embedding', X'00'))"}  # fmt: skip

@@ -8,13 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from etl.filters.filters import Filters, filter_folder
+from etl.filters.filters import Filters, check_ingested, filter_folder
 from etl.project import Project
 from etl.selection.receipts import receipt_of
-from etl.stage import UserError
 from etl.stages import selection
 from etl.stages.selection import DFN
-from etl.tables import PAIRS
 
 
 def given(project: Project, filter: str) -> dict[str, Path | str]:
@@ -32,8 +30,8 @@ def given(project: Project, filter: str) -> dict[str, Path | str]:
 
 def selected(project: Project, pool: str, filter: str) -> dict[str, Any]:
     """The receipt of what the rule in `stages.selection` keeps. Raises UserError where nothing was ever ingested."""
-    if not project.store.exists(pool, PAIRS):
-        raise UserError(f"select: wanted a pool; found nothing ingested of {pool}; fix: dfn run, with the same --conf")
     rule = project.config.stages.selection  # type: ignore[attr-defined]
-    done = project.run(selection.STAGE, pool, Filters(project, pool, given(project, filter)).scoring(rule))
+    settings = Filters(project, pool, given(project, filter)).scoring(rule)
+    check_ingested(project, pool)  # a rule need not name a filter
+    done = project.run(selection.STAGE, pool, settings)
     return receipt_of(project.store, pool, str(done.slice["selection_id"]))

@@ -25,7 +25,7 @@ from etl.selection.pinned import pins
 from etl.stage import StageConfig, UserError, digest
 from etl.stages import fusion, published_scores, score, selection
 from etl.stages.score import float16
-from etl.tables import EMBEDDINGS
+from etl.tables import EMBEDDINGS, PAIRS
 from models import formulas
 from models.data import open_npy
 from models.filters import Filter, save_filter
@@ -74,12 +74,15 @@ class Filters:
             self._run(fusion, filter=name, filter_version=version, by=spec.fusion.by, parts=rows)
             return name, version
         folder = self.folder(name)
-        self.project.run(score.STAGE, self.pool, self.project.with_filter(score.STAGE, folder))
+        settings = self.project.with_filter(score.STAGE, folder)
+        check_ingested(self.project, self.pool)
+        self.project.run(score.STAGE, self.pool, settings)
         record = FilterRecord.read(folder)
         return record.name, record.version
 
     def _run(self, module: Any, **known: Any) -> None:
         base = getattr(self.project.config.stages, module.STAGE.name)
+        check_ingested(self.project, self.pool)
         self.project.run(module.STAGE, self.pool, base.model_copy(update=known))
 
     def _own_name(self, name: str) -> str:
@@ -244,6 +247,12 @@ def _npy(path: Path, width: int) -> Any:
     if found.ndim != 2 or found.shape[1] != width or found.dtype.kind != "f":
         raise ValueError(f"{path}: wanted floats of shape (rows, {width}); found {found.dtype} of shape {found.shape}")
     return found
+
+
+def check_ingested(project: Project, pool: str) -> None:
+    """Raises UserError where no stage has made pairs of the pool: what was never ingested is not an empty pool."""
+    if not project.store.exists(pool, PAIRS):
+        raise UserError(f"wanted pairs to select from; found nothing ingested of {pool}; fix: dfn run, same --conf")
 
 
 def filter_folder(project: Project, name: str) -> Path:

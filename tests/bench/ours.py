@@ -26,6 +26,7 @@ from etl.session import session
 from etl.shards import list_shards
 from etl.stage import series_udf
 from etl.stages import embed, ingest
+from etl.tables import PAIRS
 from models.clip import build_open_clip
 from models.encoder import Encoder
 from models.filters import save_filter
@@ -231,7 +232,7 @@ def ingested(spark: SparkSession, data: Data) -> tuple[DataFrame, DataFrame]:
     """`pairs` and `inputs` of the shards, into empty tables."""
     files = [(file.uri, file.size_bytes, file.etag, "shards") for file in list_shards(f"{data.folder}/*.tar")]
     table = spark.createDataFrame(files, "uri string, size_bytes bigint, etag string, reader string")
-    known = spark.createDataFrame([], "uid string, shard string, offset_bytes bigint")
+    known = spark.createDataFrame([], PAIRS.ddl)
     return ingest.transform(table, known, config=ingest.Config(shards_root=str(data.folder), **LIMITS))
 
 
