@@ -130,10 +130,10 @@ def marked(samples: DataFrame, known: DataFrame) -> DataFrame:
     `is_late`: true where the pair is known by its metadata alone, which has the caption if the sample has none; else
     NULL. Captions and URLs are not shuffled: only keys are, and what is found of them is joined.
     """
+    waits = F.col("status") == WAITS if "status" in known.columns else F.lit(False)  # what is not ingested has none
     before = known.select(
-        "uid", F.col("shard").alias("known_shard"), F.col("offset_bytes").alias("known_offset"),
-        (F.col("status") == WAITS).alias("waits"),
-    )  # fmt: skip
+        "uid", F.col("shard").alias("known_shard"), F.col("offset_bytes").alias("known_offset"), waits.alias("waits")
+    )
     is_sample = ~F.col("status").isin("missing_partner", "forgotten")
     order = Window.partitionBy("uid", "is_sample").orderBy(
         F.col("shard").asc_nulls_last(), "offset_bytes", "uri", "number"
