@@ -87,7 +87,6 @@ def web(spark, tmp_path_factory):
         yield site, project, folder
 
 
-@pytest.mark.slow
 def test_candidates_are_those_of_the_pages_each_uid_once(web):
     site, project, _ = web
     rows = project.store.read("pool", CANDIDATES).collect()
