@@ -9,11 +9,10 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from etl.stage import content_hash, fold_hash
+from etl.statuses import WAITS
 
-WAITS = "metadata_only"
-"""Status of a row whose pixels have not come. What a stage writes of it holds until they do."""
 WITHOUT_PIXELS = (WAITS, "no_vectors")
-"""What stages write of such rows."""
+"""What stages write of rows whose pixels have not come. It holds until they do."""
 IS_OUTDATED = f"(_said = '{WAITS}' AND status != '{WAITS}' OR _said = 'no_vectors' AND status = 'ok')"
 """A SQL condition: what a stage said by its status no longer holds for a row that has this status now."""
 
@@ -86,10 +85,10 @@ def unwritten(rows: DataFrame, written: DataFrame, row_key: str) -> DataFrame:
 
 
 def outdated(rows: DataFrame, written: DataFrame, row_key: str) -> DataFrame:
-    """Of `written`, what was said of `rows` before their pixels came."""
-    said = written.withColumn("_said", F.col("status")).withColumnRenamed("status", "_of_written")
+    """Of `written`, what was said of `rows` before their pixels came; its status is called `_said`."""
+    said = written.withColumnRenamed("status", "_said")
     now = rows.select(F.col(row_key).alias("_key"), "status")
-    return said.join(now, F.expr(f"{row_key} = _key AND {IS_OUTDATED}"), "left_semi").drop("_said", "_of_written")
+    return said.join(now, F.expr(f"{row_key} = _key AND {IS_OUTDATED}"), "left_semi")
 
 
 def can_wait(rows: DataFrame, written: DataFrame) -> bool:

@@ -46,8 +46,6 @@ class Rows:
     must_replace: bool
     begun_in: int
     """Part of each commit's id: rows begun anew must not be taken for the same rows of an earlier beginning."""
-    may_be_outdated: bool = False
-    """Some of what is written was said of rows before their pixels came."""
     facts: Facts = field(default_factory=dict)
     num_committed: int = 0
     """Chunks of `todo`."""
@@ -60,13 +58,22 @@ class Rows:
     def of(cls, job: Job) -> Rows:
         """Plans chunks, finds what is missing, and prepares; runs jobs."""
         found = cls.seen(job)
-        return replace(found, facts=job.facts(), may_be_outdated=found._has_outdated()) if found.todo else found
+        if not found.todo:
+            return found
+        found._clear()
+        return replace(found, facts=job.facts())
 
-    def _has_outdated(self) -> bool:
-        written = self.job.written()
+    def _clear(self) -> None:
+        """Removes what was said of rows before their pixels came: it is made anew now. One commit, for all chunks."""
+        job, table, written = self.job, self.job.stage.writes[-1], self.job.written()
         if self.must_replace or not can_wait(self.rows, written):
-            return False
-        return not written.where(F.col("status").isin(*WITHOUT_PIXELS)).isEmpty()
+            return
+        said = written.where(F.col("status").isin(*WITHOUT_PIXELS))
+        if said.isEmpty():
+            return
+        keys = outdated(self.rows, said, self.row_key).select(*table.key).localCheckpoint()
+        if not keys.isEmpty():
+            job.store.merge(keys, job.dataset, table, note={"slice": dict(job.where)}, do="delete")
 
     @classmethod
     def seen(cls, job: Job) -> Rows:
@@ -95,7 +102,7 @@ class Rows:
 
     def inputs(self, chunk: Chunk) -> dict[str, DataFrame]:
         """The job's inputs with only the rows of `chunk` that are missing."""
-        rows = self._of(chunk)
+        rows = self.rows.where(F.col("_group").isin(list(chunk.groups))).drop("_group", "_name")
         if self.missing[chunk.id][1] < chunk.num_rows:
             rows = unwritten(rows, self.job.written(), self.row_key)
         inputs = {**self.job.inputs, self.driving: rows}
@@ -105,17 +112,6 @@ class Rows:
                 written = self.job.store.read(self.job.dataset, read.table, version=version)
                 inputs[name] = written.limit(0) if self.must_replace else written
         return inputs
-
-    def _of(self, chunk: Chunk) -> DataFrame:
-        return self.rows.where(F.col("_group").isin(list(chunk.groups))).drop("_group", "_name")
-
-    def clear(self, chunk: Chunk) -> None:
-        """Removes what was said of rows of `chunk` before their pixels came; it is made anew now."""
-        if self.may_be_outdated:
-            job, table = self.job, self.job.stage.writes[-1]
-            keys = outdated(self._of(chunk), job.written(), self.row_key).select(*table.key).localCheckpoint()
-            if not keys.isEmpty():
-                job.store.merge(keys, job.dataset, table, note={"slice": dict(job.where)}, do="delete")
 
     def commit(self, chunk: Chunk, frames: Sequence[DataFrame]) -> None:
         """One commit per table. Replaces the slice first when what stands there was written by other code or config."""
@@ -183,8 +179,6 @@ def _sharing(states: Sequence[Rows], id_: str) -> list[list[Rows]]:
 
 def _commit_together(states: Sequence[Rows], chunk: Chunk) -> None:
     first = states[0]
-    for rows in states:
-        rows.clear(chunk)
     inputs, shared = first.inputs(chunk), first.job.stage.shared
     if shared is None:
         first.commit(chunk, first.job.transform(inputs, first.facts))

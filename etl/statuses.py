@@ -45,6 +45,9 @@ STATUSES = {
 }
 """The closed set: the status of any row in any table, and what it means."""
 
+WAITS = "metadata_only"
+"""Of a pair that gives way to its sample when that comes."""
+
 
 def one_of(names: dict[str, str]) -> str:
     """A SQL condition: the status is one of these."""

@@ -1,9 +1,9 @@
 """Products of vectors whose bits depend on nothing but the two vectors: not on who else is in the batch, on threads, or
 on which kernel a BLAS takes. numpy only.
 
-A BLAS adds in the order of its kernel, and takes its kernel by shape, place in the block and CPU: on CPUs without
-AVX-512 OpenBLAS gives a row other last bits at another place. So both sides are rounded to whole numbers of so few bits
-that no sum of their products needs more than the 53 that float64 holds: every order gives the same sum.
+A BLAS adds in the order of its kernel, and takes its kernel by shape, place in the block and CPU: those of OpenBLAS for
+Haswell give a row other last bits at another place. So both sides are rounded to whole numbers of so few bits that no
+sum of their products needs more than the 53 that float64 holds: every order gives the same sum.
 
 Dimensions: B rows, T other vectors, D features.
 """

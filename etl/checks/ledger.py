@@ -12,11 +12,11 @@ from typing import Any
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from etl.chunks import WAITS
 from etl.forget.find import UID_TABLES, Place
 from etl.forget.kept_out import forgotten_of, forgotten_rows, takedowns
 from etl.stage import Table, content_hash
 from etl.stages.ingest import NOT_PAIRS, num_late
+from etl.statuses import WAITS
 from etl.tables import (
     CANDIDATES,
     CRAWL_FILES,

@@ -74,14 +74,12 @@ class Filters:
             self._run(fusion, filter=name, filter_version=version, by=spec.fusion.by, parts=rows)
             return name, version
         folder = self.folder(name)
-        settings = self.project.with_filter(score.STAGE, folder)
-        check_ingested(self.project, self.pool)
-        self.project.run(score.STAGE, self.pool, settings)
+        self._run(score, self.project.with_filter(score.STAGE, folder))
         record = FilterRecord.read(folder)
         return record.name, record.version
 
-    def _run(self, module: Any, **known: Any) -> None:
-        base = getattr(self.project.config.stages, module.STAGE.name)
+    def _run(self, module: Any, settings: StageConfig | None = None, **known: Any) -> None:
+        base = settings or getattr(self.project.config.stages, module.STAGE.name)
         check_ingested(self.project, self.pool)
         self.project.run(module.STAGE, self.pool, base.model_copy(update=known))
 

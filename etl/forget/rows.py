@@ -13,12 +13,12 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructField, StructType
 
-from etl.chunks import WAITS
 from etl.forget.find import UID_TABLES, Place
 from etl.forget.kept_out import forgotten_rows
 from etl.intake.stay_out import StayOut
 from etl.stage import Table
 from etl.stages.ingest import num_late
+from etl.statuses import WAITS
 from etl.store import Store
 from etl.tables import CANDIDATES, CRAWL_FILES, DUPLICATES, INPUTS, PAIRS, PROMOTIONS, RECEIPTS, RUNS
 

@@ -1,4 +1,4 @@
-"""The recipe: what happens to a pool, in this order. Stages read tables and add one; nothing rewrites the pairs."""
+"""The recipe: what happens to a pool, in this order. Stages read tables and add one; only ingest writes pairs."""
 
 from etl.stage import Stage
 from etl.stages import (

@@ -19,7 +19,6 @@ from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
 from etl.arrow import batch_of, count_from, schema_of
-from etl.chunks import WAITS
 from etl.intake.blocklists import read_blocklists
 from etl.intake.lists import Columns
 from etl.intake.packing import sweep
@@ -29,6 +28,7 @@ from etl.shards import list_shards
 from etl.stage import Read, Stage, StageConfig, for_join, tasks
 from etl.stages.inputs import COLUMNS, READERS, SCANNED, list_inputs, rows_scanner, scanner
 from etl.stages.metadata import scan_captions
+from etl.statuses import WAITS
 from etl.storage import with_storage
 from etl.tables import INPUTS, PAIRS
 

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from etl.intake.list_formats import DAMAGE, ParquetRows
 from etl.intake.lists import given_uids, reason_of, rename, scan_list, uids_of, values
 from etl.shards import ShardSummary
+from etl.statuses import WAITS
 from etl.storage import open_ranges
 
 KINDS = ("uid", "url", "text", "sha256", "width_px", "height_px")
@@ -31,7 +32,7 @@ def scan_metadata(
             continue
         found = {name: item.column(name) for name in item.schema.names}
         found |= {"uid": uids_of(found, len(item)), "source": pa.repeat(source_default, len(item))}
-        yield pa.record_batch(found | {"status": pa.repeat("metadata_only", len(item))})
+        yield pa.record_batch(found | {"status": pa.repeat(WAITS, len(item))})
 
 
 def scan_captions(uri: str, *, columns: Mapping[str, str]) -> Iterator[pa.RecordBatch]:
