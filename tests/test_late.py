@@ -45,15 +45,16 @@ def write_metadata(folder: Path, numbers: range) -> None:
     pd.DataFrame(known).to_parquet(folder / "0.parquet")
 
 
-def write_shards(folder: Path) -> None:
+def write_shards(folder: Path, *, have_others: bool = True) -> None:
     """0 to 7 are in the metadata; 0 has another caption, 1 is damaged, 5 has the picture of 2, 3 comes twice."""
-    write_shard(folder / "0.tar", {
+    of_both = {
         "a": sample(0, picture(10), "its own"), "b": sample(1, picture(11)[:40]), "c": sample(2, picture(12)),
-        "d": sample(3, picture(13)), "e": sample(20, picture(30), "new"),
-    })  # fmt: skip
-    write_shard(
-        folder / "1.tar", {"a": sample(5, picture(12)), "b": sample(3, picture(14)), "c": sample(21, picture(31))}
-    )
+        "d": sample(3, picture(13)),
+    }  # fmt: skip
+    write_shard(folder / "0.tar", of_both | ({"e": sample(20, picture(30), "new")} if have_others else {}))
+    if have_others:
+        others = {"a": sample(5, picture(12)), "b": sample(3, picture(14)), "c": sample(21, picture(31))}
+        write_shard(folder / "1.tar", others)
 
 
 @pytest.fixture
@@ -101,38 +102,42 @@ def late(project: Project) -> list[tuple]:
     return rows_of(project.store.read("pool", PAIRS).where("is_late"), "uid")
 
 
-CHUNKS = {
-    "all come, in one chunk": (range(4), ()),
-    "some come, few rows a chunk": (range(8), ("stages.embed.chunk_rows=2", "stages.ingest.chunk_rows=1")),
-}
+def assert_as_if_at_once(make, *settings: str) -> Project:
+    """`first` has the tables of a project that begins now, and a run more does nothing. Returns it."""
+    first, at_once = make("first", *settings, **BOTH), make("at_once", *settings, **BOTH)
+    run(first)
+    run(at_once)
+    assert contents(first) == contents(at_once)
+    assert (problems(first), problems(at_once), late(at_once)) == ([], [], [])
+    before = [len(first.store.history("pool", table)) for table in (*TABLES, INPUTS)]
+    run(first)
+    assert [len(first.store.history("pool", table)) for table in (*TABLES, INPUTS)] == before
+    return first
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case[0] == "a")) for case in CHUNKS])
-def test_it_is_as_if_both_had_come_at_once(make, tmp_path, case):
-    numbers, settings = CHUNKS[case]
-    write_metadata(tmp_path, numbers)
+def test_it_is_as_if_both_had_come_at_once(make, tmp_path):
+    settings = ("stages.embed.chunk_rows=2", "stages.ingest.chunk_rows=1")
+    write_metadata(tmp_path, range(8))
     first = make("first", *settings, **BOTH)
     run(first)
     waiting = contents(first)
     assert {row[-2] for row in waiting["pairs"]} == {"metadata_only"} and problems(first) == []
-    assert [row[-1] for row in waiting["scores"]] == ["no_vectors"] * len(numbers)
+    assert [row[-1] for row in waiting["scores"]] == ["no_vectors"] * 8
     write_shards(tmp_path)
-    run(first)
-    at_once = make("at_once", *settings, **BOTH)
-    run(at_once)
-    assert contents(first) == contents(at_once)
-    assert late(first) == sorted((uid(n),) for n in (0, 1, 2, 3, 5) if n in numbers) and late(at_once) == []
-    has_metadata = 5 in numbers
+    first = assert_as_if_at_once(make, *settings)
+    assert late(first) == [(uid(n),) for n in (0, 1, 2, 3, 5)]
     assert ledger(first) == {
-        "0.parquet": {"metadata_only": len(numbers)},
-        "0.tar": {"ok": 4, "decode_error": 1},
-        "1.tar": {"ok": 1, "duplicate_uid": 1, "missing_text": 1} if has_metadata
-        else {"missing_text": 2, "duplicate_uid": 1},
+        "0.parquet": {"metadata_only": 8}, "0.tar": {"ok": 4, "decode_error": 1},
+        "1.tar": {"ok": 1, "duplicate_uid": 1, "missing_text": 1},
     }  # fmt: skip
-    assert problems(first) == [] and problems(at_once) == []
-    before = [len(first.store.history("pool", table)) for table in (*TABLES, INPUTS)]
-    run(first)
-    assert [len(first.store.history("pool", table)) for table in (*TABLES, INPUTS)] == before
+
+
+@pytest.mark.slow
+def test_a_chunk_of_the_same_uids_is_another_one_when_their_pixels_have_come(make, tmp_path):
+    write_metadata(tmp_path, range(4))
+    run(make("first", **BOTH))
+    write_shards(tmp_path, have_others=False)
+    assert late(assert_as_if_at_once(make)) == [(uid(n),) for n in range(4)]
 
 
 @pytest.mark.slow

@@ -31,6 +31,17 @@ def test_sums_are_those_of_exact_arithmetic(data, dims):
     assert products(one, other) == np.float32(float(wanted))
 
 
+@pytest.mark.parametrize("dims", [1, 2, 3, 384, 1280, 2048, 4096])
+def test_no_sum_needs_more_bits_than_there_are(dims):
+    """All numbers near the largest, all of one sign: of no other vectors is a sum as large."""
+    rng = np.random.default_rng(dims)
+    one, other = (rounded(rng.uniform(0.999, 1, (5, dims))) for _ in range(2))
+    wanted = [
+        sum(Fraction(a) * Fraction(b) for a, b in zip(*pair, strict=True)) for pair in zip(one, other, strict=True)
+    ]
+    assert [Fraction(float(total)) for total in np.diag(one @ other.T)] == wanted
+
+
 @pytest.mark.parametrize("dims", [1, 2, 3, 384, 1280, 4096])
 def test_rounding_takes_less_than_adding_in_float32_could(dims):
     rows, others = vectors(40, dims, 0), vectors(30, dims, 1)
